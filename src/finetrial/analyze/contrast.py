@@ -1,0 +1,91 @@
+"""The nouns of judging: a declared contrast, how to judge, and a finding.
+
+The difference of a contrast is candidate minus baseline in raw units of the metric. The verdict is decided on
+the *oriented* interval: the sign is turned where smaller is better, so that larger always means improvement.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+
+from finetrial.records import Config
+
+Verdict = Literal["CONFIRMED", "FAILED", "INCONCLUSIVE", "INVALID"]
+
+
+class Contrast(Config):
+    """`[[contrasts]]`: one declared comparison.
+
+    With `minus_suite` it is a difference in differences: (candidate - baseline) on `suite` minus the same on
+    `minus_suite`. The baseline may be the frozen base (`base`), which has no seeds.
+    """
+
+    name: str = Field("", description="default: `candidate vs baseline on suite`")
+    question: str = Field("", description="what the contrast answers, in words")
+    candidate: str = Field(description="condition whose merit is claimed")
+    baseline: str = Field(description="condition it is compared with; `base` is the frozen base")
+    suite: str = Field(description="evaluation set")
+    minus_suite: str | None = Field(None, description="second evaluation set, for a difference in differences")
+    metric: str | None = Field(None, description="default: the campaign's primary metric")
+    better: Literal["higher", "lower"] | None = Field(None, description="default: what is known of the metric")
+    margin: float | None = Field(None, ge=0, description="smallest effect to act on; default: the analysis table's")
+    family: str = Field("declared", description="contrasts of one family share the error rate")
+
+
+class AnalysisConfig(Config):
+    """`[analysis]`: how contrasts become verdicts."""
+
+    alpha: float = Field(0.05, gt=0, lt=1, description="two-sided error rate of each family")
+    margin: float = Field(0.0, ge=0, description="smallest effect to act on, in raw units of the metric")
+    correction: Literal["holm", "dunnett", "max_t", "benjamini_hochberg", "none"] = Field(
+        "holm", description="control of the error rate within a family"
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one contrast shows. `ci` and `p_value` are unadjusted; the verdict rests on the adjusted ones."""
+
+    contrast: str
+    question: str
+    candidate: str
+    baseline: str
+    suite: str
+    minus_suite: str | None
+    metric: str
+    better: str
+    """`higher` or `lower`."""
+    margin: float
+    estimate: float | None
+    """candidate - baseline in raw units; None when nothing could be estimated."""
+    ci: tuple[float, float] | None
+    p_value: float | None
+    """Two-sided, of no difference."""
+    ci_adjusted: tuple[float, float] | None
+    p_adjusted: float | None
+    standard_error: float | None
+    df: float | None
+    test: str
+    unit: str
+    """Unit of replication, in words."""
+    n_seeds: tuple[int, int]
+    """Seeds of the candidate and of the baseline (0 for the frozen base)."""
+    n_items: int
+    n_missing: int
+    family: str
+    family_size: int
+    correction: str
+    verdict: Verdict
+    subtype: str | None
+    """HARMFUL or EQUIVALENT where the verdict is FAILED, else None."""
+    reason: str
+    seeds_needed: int | None
+    """Seeds per condition that would decide at the estimated effect and variance; None where not estimable."""
+    permutation_p: float | None = None
+    attainable_p: float | None = None
+    """Smallest two-sided p that a permutation of these seeds can reach."""
+    hedges_g: float | None = None
+    variance: dict[str, float] = field(default_factory=dict)
+    """Variance components: seed, item, interaction (residual)."""
+    warnings: tuple[str, ...] = ()

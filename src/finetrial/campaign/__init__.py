@@ -1,0 +1,1 @@
+"""A campaign as a whole: specification, plan, stages, execution."""

@@ -1,0 +1,1 @@
+"""Training and test data: read, score, select, split; built-in worlds."""

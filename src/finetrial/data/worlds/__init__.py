@@ -1,0 +1,1 @@
+"""Built-in worlds: seeded, versioned generators of text, the same bytes on every machine."""
