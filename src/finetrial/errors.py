@@ -16,7 +16,7 @@ class LeakError(UserError):
     """Training and test data share rows, groups or content, or the check could not be made (fails closed)."""
 
 
-class Interrupted(Exception):  # noqa: N818 - a request to stop, not a fault
+class Interrupted(Exception):
     """A termination signal arrived; a checkpoint has been written and nothing is lost (exit code 130)."""
 
 
