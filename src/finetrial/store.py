@@ -93,3 +93,8 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that finetrial wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,41 @@
+# Everything runs in .venv, which `make setup` builds from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -m "not slow and not gpu"
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup check test test-gpu demo bench golden clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
+
+demo: setup
+	$(BIN)/finetrial run examples/quickstart.toml
+	$(BIN)/finetrial status logs/quickstart
+
+bench: setup
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --upgrade pip
+	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable '.[train]' trl lm_eval
+	.venv-bench/bin/python bench/run.py
+
+clean:
+	rm -rf $(VENV) .venv-bench logs

@@ -1,0 +1,144 @@
+"""A campaign's folder: where its files are, the lock, the manifest, the outcomes.
+
+Layout (a contract): `manifest.json`, `outcomes.parquet`, `splits.json`, `runs/<condition>_s<seed>/...`,
+`report/...`. Results live in the store beside all campaigns (`<logs>/.store`) and are copied here for readers.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finetrial.errors import UserError, nearest
+from finetrial.records import Outcome
+from finetrial.store import Store, read_json, write_json
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        ("condition", pa.string()),
+        ("seed", pa.int64()),
+        ("suite", pa.string()),
+        ("item", pa.string()),
+        ("sample", pa.int64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("weight", pa.float64()),
+        ("group", pa.string()),
+        ("suite_hash", pa.string()),
+    ]
+)
+"""Columns of `outcomes.parquet`, as in `records.Outcome`."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Paths of one campaign below `logs`."""
+
+    logs: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The campaign's own folder."""
+        return self.logs / self.name
+
+    @property
+    def store(self) -> Store:
+        """Finished results of all campaigns below `logs`."""
+        return Store(self.logs / ".store")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished cohort keeps its state."""
+        return self.path / ".checkpoint"
+
+    def run(self, name: str) -> Path:
+        """Folder of one run."""
+        return self.path / "runs" / name
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of an earlier launch, or None."""
+        path = self.path / "manifest.json"
+        return read_json(path) if path.is_file() else None
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replace the manifest atomically."""
+        write_json(self.path / "manifest.json", manifest)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the campaign; the operating system lets go of it however the process ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                raise UserError(
+                    f"{self.path}: process {stream.read().strip() or '?'} is running this campaign; wait for it or stop it"
+                ) from error
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            yield
+
+    def locked(self) -> bool:
+        """Whether some process is running this campaign now."""
+        path = self.path / ".lock"
+        if not path.is_file():
+            return False
+        with path.open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+def open_folder(path: Path | None, logs: Path = Path("logs")) -> Folder:
+    """The campaign folder at `path`, or the most recently written one below `logs`.
+
+    Raises:
+        UserError: there is no campaign there; names the nearest one.
+    """
+    if path is None:
+        found = sorted(logs.glob("*/manifest.json"), key=lambda manifest: manifest.stat().st_mtime)
+        if not found:
+            raise UserError(f"{logs}: no campaign here yet; start one with `finetrial run SPEC`")
+        path = found[-1].parent
+    if not (path / "manifest.json").is_file():
+        siblings = [manifest.parent.name for manifest in path.parent.glob("*/manifest.json")]
+        raise UserError(f"{path}: no campaign folder (manifest.json is absent){nearest(path.name, siblings)}")
+    return Folder(path.parent, path.name)
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write outcomes atomically as Parquet; the same outcomes give the same bytes."""
+    columns = {name: [getattr(outcome, name) for outcome in outcomes] for name in OUTCOME_SCHEMA.names}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(pa.table(columns, schema=OUTCOME_SCHEMA), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Copy a finished artefact to where readers look for it, replacing what is there in one step."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)

@@ -1,0 +1,247 @@
+"""Which runs a campaign has, which of them exist already, and why: pure functions of spec, data and store.
+
+Decisions per run: REUSE (a whole result of the same key exists), RETRAIN (the run was made before from other
+inputs), NEW (never made), STALE (made before, but its condition or seed is no longer in the campaign, or its
+result belongs to another numerics class). Nothing here imports torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from finetrial.campaign.spec import Condition, Spec
+from finetrial.data.select import Selection
+from finetrial.identity import digest, stage_key
+from finetrial.store import Store, read_json
+
+STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 1}
+"""Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
+
+Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE"]
+
+EXECUTION_ONLY = {"micro_batch_tokens", "gradient_checkpointing", "save_every"}
+"""Fields of `[training]` that cost memory or time and never enter a key."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One evaluation set, ready to be planned with."""
+
+    name: str
+    description: str
+    items: tuple[str, ...]
+    groups: int
+    hash: str
+    """Of the items' content, the rendering and the base's template; enters every outcome."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the data stages made, as far as planning needs it."""
+
+    base_key: str
+    numerics: str
+    """Numerics class of this machine: device family and torch version."""
+    selections: Mapping[tuple[str, int], Selection]
+    """(condition, seed) -> the rows that the run trains on."""
+    upstream: Mapping[str, Mapping[str, Any]]
+    """condition -> what its selection was made from (pool, split, score and selection tables); for reasons only."""
+    suites: tuple[Suite, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One condition with one seed."""
+
+    condition: str
+    seed: int
+    steps: int
+    selection: Selection
+    science: Mapping[str, Any]
+    """What the run's numbers depend on besides base, rows and seed."""
+    upstream: Mapping[str, Any]
+    """What the rows were selected from and how; explains changes, enters no key."""
+    base_key: str
+    science_key: str
+    """Identity of the recipe, its data and its seed, whatever machine computes it."""
+    key: str
+    """Identity of the result: `science_key` in a numerics class."""
+    decision: Decision = "NEW"
+    reason: str = ""
+    saves_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """`<condition>_s<seed>`, the run's folder below `runs/`."""
+        return f"{self.condition}_s{self.seed}"
+
+    @property
+    def rows(self) -> frozenset[tuple[str, str]]:
+        """(id, content hash) of every row it trains on."""
+        return frozenset(zip(self.selection.ids, self.selection.content_hashes, strict=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs in the order they are made (seed by seed, so that pairs complete early), and what is left over."""
+
+    runs: tuple[Run, ...]
+    suites: tuple[Suite, ...]
+    leftover: tuple[tuple[str, str], ...]
+    """(run name, reason) of runs in the campaign's folder that the spec no longer asks for."""
+
+    @property
+    def pending(self) -> tuple[Run, ...]:
+        """Runs that have to be trained."""
+        return tuple(run for run in self.runs if run.decision != "REUSE")
+
+
+def plan(spec: Spec, inputs: Inputs, store: Store, previous: Mapping[str, Any] | None, dry: bool = False) -> Plan:
+    """Derive all runs with their decisions.
+
+    Args:
+        spec: the campaign.
+        inputs: what the data stages made.
+        store: where finished runs are kept.
+        previous: the campaign's manifest from an earlier launch, if there is one.
+        dry: mark every run as a dry run, which no real campaign ever reuses.
+    """
+    earlier = {f"{r['condition']}_s{r['seed']}": r["train_key"] for r in (previous or {}).get("runs", [])}
+    kin = _by_science_key(store)
+    runs = []
+    for seed in spec.campaign.seeds:
+        for condition in spec.conditions:
+            run = _run(condition, seed, inputs, dry)
+            runs.append(_decide(run, inputs.numerics, spec.campaign.mix_numerics, store, earlier.get(run.name), kin))
+    wanted = {run.name for run in runs}
+    names = {condition.name for condition in spec.conditions}
+    leftover = tuple(
+        (name, "condition is no longer in the campaign" if name.rpartition("_s")[0] not in names else "seed dropped")
+        for name in sorted(earlier)
+        if name not in wanted
+    )
+    return Plan(tuple(runs), inputs.suites, leftover)
+
+
+def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
+    """Group runs that can be trained in one stack: same step count and same target layers, at most `size` each.
+
+    Chunks are cut in order, so that after an interruption the remaining runs form the same cohorts again and an
+    unfinished one finds its checkpoint.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(digest([run.steps, run.science["model"]["targets"]]), []).append(run)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield tuple(group[start : start + size])
+
+
+def _run(condition: Condition, seed: int, inputs: Inputs, dry: bool) -> Run:
+    selection = inputs.selections[condition.name, seed]
+    steps = condition.training.steps(len(selection.ids))
+    model = condition.model.model_dump(mode="json", exclude={"base", "revision", "lora_alpha"})
+    training = condition.training.model_dump(mode="json", exclude={*EXECUTION_ONLY, "epochs", "max_steps"})
+    science = {"model": {**model, "alpha": condition.model.alpha}, "training": training, "steps": steps}
+    if dry:
+        science["dry_run"] = True
+    science_key = stage_key(
+        "train",
+        STAGE_VERSIONS["train"],
+        {**science, "render": STAGE_VERSIONS["render"]},
+        {"base": inputs.base_key, "selection": selection.key},
+        seed,
+    )
+    return Run(
+        condition=condition.name,
+        seed=seed,
+        steps=steps,
+        selection=selection,
+        science=science,
+        upstream=inputs.upstream[condition.name],
+        base_key=inputs.base_key,
+        science_key=science_key,
+        key=digest({"science": science_key, "numerics": inputs.numerics}),
+    )
+
+
+def _decide(
+    run: Run, numerics: str, mix_numerics: bool, store: Store, earlier: str | None, kin: Mapping[str, list[str]]
+) -> Run:
+    if store.has("train", run.key):
+        return _reuse(run, store.record("train", run.key), store, earlier)
+    relatives = kin.get(run.science_key, [])
+    if relatives and mix_numerics:
+        return _reuse(replace(run, key=relatives[0]), store.record("train", relatives[0]), store, earlier)
+    if relatives:
+        other = store.record("train", relatives[0])["numerics"]
+        return replace(run, decision="STALE", reason=f"was trained on {other}; this machine is {numerics}")
+    if earlier is None or not store.has("train", earlier):
+        reason = "not trained before" if earlier is None else "was planned before but never finished"
+        return replace(run, decision="NEW", reason=reason)
+    return replace(run, decision="RETRAIN", reason=_what_changed(run, earlier, store))
+
+
+def _reuse(run: Run, record: Mapping[str, Any], store: Store, earlier: str | None) -> Run:
+    changed = _differences(record["upstream"], run.upstream)
+    if changed:
+        reason = f"same {len(run.rows)} rows although {_listed(changed)}"
+    elif earlier is None:
+        reason = f"the same recipe, rows and seed were trained in campaign {record['campaign']!r}"
+    else:
+        reason = "nothing changed"
+    return replace(run, decision="REUSE", reason=reason, saves_s=record["seconds"])
+
+
+def _what_changed(run: Run, earlier: str, store: Store) -> str:
+    """Why a run that exists has to be made again, in words, most telling first."""
+    record = store.record("train", earlier)
+    before = frozenset(map(tuple, read_json(store.path("train", earlier) / "rows.json")))
+    reasons = []
+    if before != run.rows:
+        causes = _differences(record["upstream"], run.upstream)
+        lost = len(before - run.rows)
+        moved = f"{lost} of {len(before)} rows changed" if lost else f"{len(before)} rows became {len(run.rows)}"
+        reasons.append(f"{moved}: {_listed(causes)}" if causes else moved)
+    if record["base_key"] != run.base_key:
+        reasons.append("the base model, its tokenizer or its template changed")
+    reasons += _differences(record["science"], run.science)
+    return "; ".join(reasons) or "the train stage's version changed"
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """`table.key old → new` for every leaf that differs."""
+    old, new = _leaves(before), _leaves(after)
+    return [
+        f"{leaf} {_shown(old.get(leaf))} → {_shown(new.get(leaf))}"
+        for leaf in sorted({*old, *new})
+        if old.get(leaf) != new.get(leaf)
+    ]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unset"
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _listed(changes: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(changes) - most} more" if len(changes) > most else ""
+    return ", ".join(changes[:most]) + more
+
+
+def _by_science_key(store: Store) -> dict[str, list[str]]:
+    kin: dict[str, list[str]] = {}
+    for key in store.keys("train"):
+        kin.setdefault(store.record("train", key)["science_key"], []).append(key)
+    return kin

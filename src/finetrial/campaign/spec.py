@@ -1,0 +1,356 @@
+"""Campaign TOML -> frozen, resolved `Spec`. Nothing here reads data or imports torch.
+
+A condition may override any field of the tables that describe a recipe (`model`, `data`, `score`, `selection`,
+`training`); what it leaves out it inherits. Unknown keys are errors that name the file, the table and the nearest
+key, because a misspelt key that is silently ignored runs another experiment than the one written down.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from finetrial.analyze.contrast import AnalysisConfig, Contrast
+from finetrial.data.score import ScoreConfig
+from finetrial.data.select import SelectionConfig
+from finetrial.data.split import SplitConfig
+from finetrial.errors import UserError, nearest
+from finetrial.model.config import ModelConfig
+from finetrial.records import Config
+from finetrial.train.config import TrainConfig
+
+BASE = "base"
+"""Name of the implicit condition that is the frozen base; it has no seeds and is always evaluated."""
+
+RECIPE_TABLES = ("model", "data", "score", "selection", "training")
+"""What a condition may override. The rest (split, evaluation, analysis) must be common to be comparable."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class DataConfig(Config):
+    """`[data]`: the pool that training rows are selected from."""
+
+    source: str = Field(
+        "world:shell?count=1200&seed=1",
+        description="file, folder, glob, `hf:NAME[:config][@split]` or `world:NAME?count=N&seed=S`",
+    )
+    limit: int | None = Field(None, ge=1, description="read at most this many rows")
+    on_malformed: Literal["error", "drop"] = Field("error", description="a broken row stops, or is dropped and counted")
+    drop_duplicates: bool = Field(False, description="keep only the first row of each content")
+
+
+class SuiteConfig(Config):
+    """`[[suites]]`: a further evaluation set beside those that `[split]` draws from the pool."""
+
+    name: str
+    kind: Literal["perplexity"] = "perplexity"
+    source: str = Field(description="as `data.source`")
+    limit: int | None = Field(None, ge=1)
+
+
+class EvaluationConfig(Config):
+    """`[evaluation]`: how adapters are measured."""
+
+    batch_tokens: int = Field(8192, ge=1, description="padded tokens of one pass; memory, never science")
+
+
+class CampaignConfig(Config):
+    """`[campaign]`: the question and its design, written down before any result."""
+
+    name: str = Field("", description="names the folder of results; default: the file's name")
+    question: str = Field("", description="what the campaign answers")
+    hypothesis: str = Field("", description="what is expected, and why")
+    decision_rule: str = Field("", description="what will be done on each verdict")
+    primary_metric: str = Field("nll", description="metric of contrasts that name none")
+    seeds: tuple[int, ...] = Field((42, 101, 202), min_length=1, description="training seeds; each is one replicate")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps of every condition that sets none itself")
+    mix_numerics: bool = Field(False, description="allow results of other devices or torch versions to be reused")
+    conditions: tuple[dict[str, Any], ...] = Field((), description="`[[campaign.conditions]]`")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("seeds repeat: the same seed is the same run, not a replicate")
+        return seeds
+
+
+class ConditionTable(Config):
+    """`[[campaign.conditions]]` as written: a name and overrides."""
+
+    name: str = ""
+    question: str = ""
+    advantage_mode: str | None = None
+    transform_mode: str | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    score: dict[str, Any] = Field(default_factory=dict)
+    selection: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Condition(Config):
+    """One recipe, fully resolved."""
+
+    name: str
+    question: str
+    model: ModelConfig
+    data: DataConfig
+    score: ScoreConfig
+    selection: SelectionConfig
+    training: TrainConfig
+
+
+class SqueezeConfig(Config):
+    """`[squeeze]`."""
+
+    min_variance_retention: float = Field(0.95, gt=0, le=1)
+
+
+class LoggingConfig(Config):
+    """`[logging]`."""
+
+    wandb_project: str | None = None
+
+
+class _File(Config):
+    """The tables of a campaign file."""
+
+    campaign: CampaignConfig = CampaignConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    score: ScoreConfig = ScoreConfig()
+    selection: SelectionConfig = SelectionConfig()
+    training: TrainConfig = TrainConfig()
+    split: SplitConfig = SplitConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    suites: tuple[SuiteConfig, ...] = ()
+    analysis: AnalysisConfig = AnalysisConfig()
+    contrasts: tuple[Contrast, ...] = ()
+    squeeze: SqueezeConfig | None = None
+    logging: LoggingConfig = LoggingConfig()
+
+
+class Spec(Config):
+    """A campaign, fully resolved: what enters the manifest."""
+
+    campaign: CampaignConfig
+    model: ModelConfig
+    data: DataConfig
+    score: ScoreConfig
+    split: SplitConfig
+    evaluation: EvaluationConfig
+    suites: tuple[SuiteConfig, ...]
+    analysis: AnalysisConfig
+    conditions: tuple[Condition, ...]
+    contrasts: tuple[Contrast, ...]
+
+    def condition(self, name: str) -> Condition:
+        """The condition called `name`."""
+        return next(condition for condition in self.conditions if condition.name == name)
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a campaign file and apply `a.b=c` overrides.
+
+    Raises:
+        UserError: the file is absent or no TOML, a key is unknown, a value is out of range, names clash, or a
+            contrast names something that does not exist; the message names file, table, key and nearest key.
+    """
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such campaign file{near}")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(raw, override)
+    return resolve(raw, str(path), default_name=path.stem)
+
+
+def resolve(raw: Mapping[str, Any], place: str = "campaign", default_name: str = "campaign") -> Spec:
+    """Resolve the tables of a campaign (as TOML gives them) into a `Spec`; `place` names them in errors."""
+    file = _validated(_File, raw, place, "")
+    if file.squeeze is not None:
+        raise UserError(f"{place}: [squeeze] is not available in this version of finetrial")
+    if file.logging.wandb_project is not None:
+        raise UserError(f"{place}: [logging] wandb_project is not available in this version of finetrial")
+    campaign = file.campaign.model_copy(update={"name": file.campaign.name or default_name})
+    if not _NAME.fullmatch(campaign.name):
+        raise UserError(f"{place}: [campaign] name {campaign.name!r}: expected letters, digits and . _ + -")
+    conditions = tuple(
+        _condition(table, i, raw, campaign, place)
+        for i, table in enumerate(raw.get("campaign", {}).get("conditions", []))
+    )
+    if not conditions:
+        raise UserError(
+            f"{place}: no [[campaign.conditions]]: a campaign compares at least one condition with the base"
+        )
+    names = [condition.name for condition in conditions]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{place}: two conditions are called {name!r}; give each its own name")
+    spec = Spec(
+        campaign=campaign.model_copy(update={"conditions": ()}),
+        model=file.model,
+        data=file.data,
+        score=file.score,
+        split=file.split,
+        evaluation=file.evaluation,
+        suites=file.suites,
+        analysis=file.analysis,
+        conditions=conditions,
+        contrasts=tuple(_contrast(contrast, file, names, place) for contrast in file.contrasts),
+    )
+    _check_contrast_names(spec, place)
+    return spec
+
+
+def _condition(
+    table: Mapping[str, Any], index: int, raw: Mapping[str, Any], campaign: CampaignConfig, place: str
+) -> Condition:
+    where = f"campaign.conditions[{index}]"
+    written = _validated(ConditionTable, table, place, where)
+    name = written.name
+    if written.advantage_mode is not None or written.transform_mode is not None:
+        mode = f"{written.advantage_mode or 'grpo'}+{written.transform_mode or 'none'}"
+        raise UserError(
+            f"{place}: [{where}] {name or mode}: advantage_mode and transform_mode ask for reinforcement learning, "
+            "which is not available in this version of finetrial"
+        )
+    if not name:
+        raise UserError(f"{place}: [{where}] has no name")
+    if not _NAME.fullmatch(name) or name == BASE:
+        raise UserError(
+            f"{place}: [{where}] name {name!r}: expected letters, digits and . _ + -, and not the reserved {BASE!r}"
+        )
+    where = f"{where} ({name})"
+    for key in ("base", "revision", "dtype"):
+        if key in written.model:
+            raise UserError(
+                f"{place}: [{where}.model] {key}: the frozen base is common to all conditions; set it in [model]"
+            )
+    merged = {table: {**raw.get(table, {}), **getattr(written, table)} for table in RECIPE_TABLES}
+    if {"epochs", "max_steps"} & set(written.training):
+        for key in {"epochs", "max_steps"} - set(written.training):
+            merged["training"].pop(key, None)
+    elif campaign.max_steps is not None:
+        merged["training"].pop("epochs", None)
+        merged["training"]["max_steps"] = campaign.max_steps
+    return Condition(
+        name=name,
+        question=written.question,
+        model=_validated(ModelConfig, merged["model"], place, f"{where}.model"),
+        data=_validated(DataConfig, merged["data"], place, f"{where}.data"),
+        score=_validated(ScoreConfig, merged["score"], place, f"{where}.score"),
+        selection=_validated(SelectionConfig, merged["selection"], place, f"{where}.selection"),
+        training=_validated(TrainConfig, merged["training"], place, f"{where}.training"),
+    )
+
+
+def _contrast(contrast: Contrast, file: _File, names: Sequence[str], place: str) -> Contrast:
+    for role in ("candidate", "baseline"):
+        name = getattr(contrast, role)
+        if name not in (*names, BASE):
+            raise UserError(f"{place}: [[contrasts]] {role} {name!r} is no condition{nearest(name, [*names, BASE])}")
+    if contrast.candidate == contrast.baseline:
+        raise UserError(f"{place}: [[contrasts]] {contrast.candidate!r} is compared with itself")
+    suites = [*file.split.names, *(suite.name for suite in file.suites)]
+    for suite in (contrast.suite, contrast.minus_suite):
+        if suite is not None and suite not in suites:
+            raise UserError(
+                f"{place}: [[contrasts]] suite {suite!r} is not evaluated{nearest(suite, suites)}; there are {suites}"
+            )
+    on = f"{contrast.suite} minus {contrast.minus_suite}" if contrast.minus_suite else contrast.suite
+    return contrast.model_copy(update={"name": contrast.name or f"{contrast.candidate} vs {contrast.baseline} on {on}"})
+
+
+def _check_contrast_names(spec: Spec, place: str) -> None:
+    seen: set[str] = set()
+    for contrast in spec.contrasts:
+        if contrast.name in seen:
+            raise UserError(f"{place}: [[contrasts]] {contrast.name!r} is declared twice")
+        seen.add(contrast.name)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Apply `a.b=c`. Elements of `campaign.conditions` are named by their name or index."""
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise UserError(f"--set {override}: expected table.key=value")
+    keys = path.strip().split(".")
+    target: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(target, list):
+            target = _element(target, key, override)
+        elif isinstance(target, dict):
+            target = target.setdefault(key, {})
+        else:
+            raise UserError(f"--set {override}: {'.'.join(keys[:depth])} is a value, not a table")
+    if not isinstance(target, dict):
+        raise UserError(f"--set {override}: {'.'.join(keys[:-1])} is not a table")
+    target[keys[-1]] = _toml_value(text.strip())
+
+
+def _element(items: list[Any], key: str, override: str) -> Any:
+    names = [str(item.get("name", "")) for item in items if isinstance(item, dict)]
+    if key in names:
+        return items[names.index(key)]
+    if key.isdigit() and int(key) < len(items):
+        return items[int(key)]
+    raise UserError(f"--set {override}: nothing is called {key!r}{nearest(key, names)}; there are {names}")
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value as written, or the bare text (so that paths and names need no quotes)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validated(model: type[_Model], values: Mapping[str, Any], place: str, where: str) -> _Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_message(item, model, place, where) for item in error.errors())) from error
+
+
+def _message(item: Any, model: type[BaseModel], place: str, where: str) -> str:
+    location = [*([where] if where else []), *map(str, item["loc"][:-1])]
+    table, key = ".".join(location), str(item["loc"][-1]) if item["loc"] else ""
+    head = f"{place}: [{table}]" if table else f"{place}:"
+    if item["type"] == "extra_forbidden":
+        valid = _fields_at(model, item["loc"][:-1])
+        near = nearest(key, valid) or f"; expected one of: {', '.join(valid)}"
+        return f"{head} unknown {'key' if table else 'table'} {key!r}{near}"
+    if item["type"] == "missing":
+        return f"{head} {key!r} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(item["input"], Mapping) else f"; got {item['input']!r}"
+    return f"{head} {key}: {message}{got}".replace(" :", ":")
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Field names of the (nested) model that `location` points into."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        found = [t for t in _types(model.model_fields[part].annotation) if issubclass(t, BaseModel)]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _types(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _types(inner)]

@@ -1,0 +1,34 @@
+"""The command line: every command parses its arguments, calls one documented function and prints what it returns.
+
+Exit codes: 0 done, 2 bad input, 130 interrupted with a checkpoint written; `verdict` adds 10, 20 and 30.
+"""
+
+import errno
+import sys
+
+from finetrial.cli.app import app
+from finetrial.cli.campaign import check, init, plan, report, run, status, verdict, why  # noqa: F401
+from finetrial.cli.workshop import doctor, evaluate, score, select  # noqa: F401
+from finetrial.errors import Interrupted, UserError
+
+
+def main() -> None:
+    """Entry point of `finetrial`."""
+    try:
+        app()
+    except UserError as error:
+        print(f"finetrial: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        print(f"finetrial: {error}", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" while writing {error.filename}" if error.filename else ""
+        print(
+            f"finetrial: the disk is full{place}; free some space and run the same command again: "
+            "everything finished so far is kept",
+            file=sys.stderr,
+        )
+        sys.exit(2)
