@@ -85,9 +85,8 @@ class Folder:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 stream.seek(0)
-                raise UserError(
-                    f"{self.path}: process {stream.read().strip() or '?'} is running this campaign; wait for it or stop it"
-                ) from error
+                holder = stream.read().strip() or "?"
+                raise UserError(f"{self.path}: process {holder} is running this campaign; wait for it") from error
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()

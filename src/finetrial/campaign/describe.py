@@ -1,0 +1,108 @@
+"""What a plan costs and how far a campaign is, as plain facts for the terminal and for programs."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from finetrial.campaign.execute import RunOptions
+from finetrial.campaign.folder import Folder
+from finetrial.campaign.plan import Plan, cohorts
+from finetrial.campaign.prepare import Prepared
+from finetrial.campaign.spec import Spec
+from finetrial.store import Store
+
+
+def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> dict[str, Any]:
+    """Rows, tokens, steps and time of a campaign before it is run."""
+    first = spec.campaign.seeds[0]
+    conditions = []
+    for condition in spec.conditions:
+        runs = [run for run in decided.runs if run.condition == condition.name]
+        run = next(run for run in runs if run.seed == first)
+        conditions.append(
+            {
+                "condition": condition.name,
+                "seeds": len(runs),
+                "examples": len(run.selection.ids),
+                "groups": run.selection.facts["groups"],
+                "tokens": run.selection.facts["tokens"],
+                "steps": run.steps,
+                "scale": condition.model.scale,
+                "decisions": ", ".join(f"{n} {d}" for d, n in Counter(r.decision for r in runs).items()),
+            }
+        )
+    trained = sum(_trained_tokens(spec, run.condition, run.steps, run.selection.facts) for run in decided.pending)
+    speed = _measured_speed(Store(options.logs / ".store"), prepared.inputs.numerics, prepared.inputs.base_key)
+    groups = list(cohorts(decided.pending, options.cohort_size))
+    sentences = [
+        f"{len(decided.pending)} of {len(decided.runs)} runs to train, in {len(groups)} cohorts; "
+        f"about {trained:,} tokens through the base",
+        f"about {trained / speed:.0f} s of training at the {speed:,.0f} tokens/s measured here before"
+        if speed
+        else "no training time is known yet: nothing was trained on this base and machine before",
+    ]
+    return {
+        "campaign": spec.campaign.name,
+        "runs": len(decided.runs),
+        "to_train": len(decided.pending),
+        "cohorts": [[run.name for run in group] for group in groups],
+        "tokens": trained,
+        "tokens_per_second": speed,
+        "conditions": conditions,
+        "suites": [
+            {"name": s.name, "items": len(s.items), "groups": s.groups, "description": s.description}
+            for s in decided.suites
+        ],
+        "data": prepared.facts,
+        "sentences": sentences,
+    }
+
+
+def progress(folder: Folder) -> dict[str, Any]:
+    """State of every run: done, quarantined, or the last step written of how many."""
+    manifest = folder.manifest() or {}
+    entries = manifest.get("runs", [])
+    running = folder.locked()
+    finished = sum(entry["status"] in ("done", "quarantined") for entry in entries)
+    matrix: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        cell = entry["status"]
+        if cell == "pending":
+            step = _last_step(folder.path / entry["folder"] / "metrics.jsonl")
+            cell = "-" if step is None else f"{step}/{entry['steps']}"
+        elif cell == "done":
+            cell = "✓"
+        matrix.setdefault(entry["condition"], {})[str(entry["seed"])] = cell
+    state = manifest.get("status", "unknown")
+    if state == "running" and not running:
+        state = "interrupted (run it again to go on)"
+    return {
+        "campaign": manifest.get("campaign"),
+        "status": state,
+        "seeds": manifest.get("seeds", []),
+        "runs": len(entries),
+        "done": finished,
+        "matrix": matrix,
+    }
+
+
+def _trained_tokens(spec: Spec, condition: str, steps: int, facts: Any) -> int:
+    """Tokens that `steps` batches of average rows put through the base."""
+    per_row = facts["tokens"] / max(1, facts["examples"])
+    return round(steps * spec.condition(condition).training.batch_size * per_row)
+
+
+def _measured_speed(store: Store, numerics: str, base_key: str) -> float | None:
+    """Tokens per second per cohort of the last results on this base and machine, weighted by time; None if none."""
+    records = [store.record("train", key) for key in store.keys("train")]
+    used = [r for r in records if r["numerics"] == numerics and r["base_key"] == base_key and r["seconds"] > 0]
+    seconds = sum(record["seconds"] for record in used)
+    return sum(record["realised"]["tokens"] for record in used) / seconds if seconds else None
+
+
+def _last_step(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return json.loads(lines[-1])["step"] if lines else None
