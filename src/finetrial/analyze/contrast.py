@@ -41,6 +41,9 @@ class AnalysisConfig(Config):
     correction: Literal["holm", "dunnett", "max_t", "benjamini_hochberg", "none"] = Field(
         "holm", description="control of the error rate within a family"
     )
+    pairing: Literal["seed", "none"] = Field(
+        "seed", description="runs of one seed number share their randomness (`seed`), or seed numbers mean nothing"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,5 +90,5 @@ class Finding:
     """Smallest two-sided p that a permutation of these seeds can reach."""
     hedges_g: float | None = None
     variance: dict[str, float] = field(default_factory=dict)
-    """Variance components: seed, item, interaction (residual)."""
+    """Variance components: seed, item, recipe_item, interaction (residual), sampling; absent if not estimable."""
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,83 @@
+"""What is known of each metric: which direction is better, its unit, and its range where it has one."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from finetrial.errors import UserError, nearest
+
+Direction = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Direction, unit and range of a metric. A bound of None means that values have no limit on that side."""
+
+    better: Direction
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
+_PROPORTION = Metric("higher", "proportion", 0.0, 1.0)
+
+METRICS: dict[str, Metric] = {
+    "nll": Metric("lower", "nats per token", 0.0),
+    "loss": Metric("lower", "nats per token", 0.0),
+    "bits_per_byte": Metric("lower", "bits per byte", 0.0),
+    "perplexity": Metric("lower", "perplexity", 1.0),
+    "brier": Metric("lower", "squared error", 0.0),
+    "self_bleu": Metric("lower", "BLEU", 0.0, 1.0),
+    "violation": Metric("lower", "proportion", 0.0, 1.0),
+    "correct": _PROPORTION,
+    "correct_rate": _PROPORTION,
+    "accuracy": _PROPORTION,
+    "acc": _PROPORTION,
+    "acc_norm": _PROPORTION,
+    "exact_match": _PROPORTION,
+    "f1": _PROPORTION,
+    "resolved": _PROPORTION,
+    "success": _PROPORTION,
+    "win_rate": _PROPORTION,
+    "distinct": _PROPORTION,
+    "diversity": Metric("higher", "diversity"),
+    "entropy": Metric("higher", "nats"),
+    "reward": Metric("higher", "reward"),
+    "mean_reward": Metric("higher", "reward"),
+    "score": Metric("higher", "points"),
+    "judge_score": Metric("higher", "points"),
+}
+"""Every metric whose direction is known. `pass@k` and `distinct_n` are known for every k and n."""
+
+_PASS_AT_K = re.compile(r"pass@([1-9]\d*)")
+_DISTINCT_N = re.compile(r"distinct[_-][1-9]\d*")
+
+
+def pass_at(metric: str) -> int | None:
+    """k where `metric` is `pass@k`, else None."""
+    match = _PASS_AT_K.fullmatch(metric)
+    return int(match[1]) if match else None
+
+
+def known(metric: str) -> Metric | None:
+    """What is known of `metric`, or None."""
+    if pass_at(metric) is not None or _DISTINCT_N.fullmatch(metric):
+        return _PROPORTION
+    return METRICS.get(metric)
+
+
+def direction(metric: str, declared: Direction | None = None) -> Direction:
+    """Which direction of `metric` is better: as declared, else as known.
+
+    Raises:
+        UserError: nothing is declared and the metric is unknown.
+    """
+    if declared is not None:
+        return declared
+    fact = known(metric)
+    if fact is None:
+        raise UserError(
+            f"metric '{metric}': whether higher or lower is better is not known{nearest(metric, METRICS)}; "
+            "set `better` to 'higher' or 'lower' in the contrast"
+        )
+    return fact.better
