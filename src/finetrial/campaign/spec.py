@@ -177,7 +177,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
 
 def resolve(raw: Mapping[str, Any], place: str = "campaign", default_name: str = "campaign") -> Spec:
     """Resolve the tables of a campaign (as TOML gives them) into a `Spec`; `place` names them in errors."""
-    file = _validated(_File, raw, place, "")
+    file = validated(_File, raw, place, "")
     if file.squeeze is not None:
         raise UserError(f"{place}: [squeeze] is not available in this version of finetrial")
     if file.logging.wandb_project is not None:
@@ -217,7 +217,7 @@ def _condition(
     table: Mapping[str, Any], index: int, raw: Mapping[str, Any], campaign: CampaignConfig, place: str
 ) -> Condition:
     where = f"campaign.conditions[{index}]"
-    written = _validated(ConditionTable, table, place, where)
+    written = validated(ConditionTable, table, place, where)
     name = written.name
     if written.advantage_mode is not None or written.transform_mode is not None:
         mode = f"{written.advantage_mode or 'grpo'}+{written.transform_mode or 'none'}"
@@ -247,11 +247,11 @@ def _condition(
     return Condition(
         name=name,
         question=written.question,
-        model=_validated(ModelConfig, merged["model"], place, f"{where}.model"),
-        data=_validated(DataConfig, merged["data"], place, f"{where}.data"),
-        score=_validated(ScoreConfig, merged["score"], place, f"{where}.score"),
-        selection=_validated(SelectionConfig, merged["selection"], place, f"{where}.selection"),
-        training=_validated(TrainConfig, merged["training"], place, f"{where}.training"),
+        model=validated(ModelConfig, merged["model"], place, f"{where}.model"),
+        data=validated(DataConfig, merged["data"], place, f"{where}.data"),
+        score=validated(ScoreConfig, merged["score"], place, f"{where}.score"),
+        selection=validated(SelectionConfig, merged["selection"], place, f"{where}.selection"),
+        training=validated(TrainConfig, merged["training"], place, f"{where}.training"),
     )
 
 
@@ -316,7 +316,12 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _validated(model: type[_Model], values: Mapping[str, Any], place: str, where: str) -> _Model:
+def validated(model: type[_Model], values: Mapping[str, Any], place: str, where: str) -> _Model:
+    """Validate a table; `place` is the file and `where` the table that errors name.
+
+    Raises:
+        UserError: one line per problem.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -341,8 +346,8 @@ def _message(item: Any, model: type[BaseModel], place: str, where: str) -> str:
 def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Field names of the (nested) model that `location` points into."""
     for part in location:
-        if isinstance(part, int):
-            continue
+        if part not in model.model_fields:
+            continue  # an index of a list or a name of a table of tables
         found = [t for t in _types(model.model_fields[part].annotation) if issubclass(t, BaseModel)]
         if not found:
             return []

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from finetrial.campaign.spec import Spec, load_spec
-from finetrial.cli.app import AsJson, Logs, Overrides, SpecPath, app, console, emit_json, table
+from finetrial.cli.app import AsJson, Logs, Overrides, SpecPath, app, console, emit_json, say, table
 from finetrial.errors import UserError, nearest
 
 EXIT_CODES = {"CONFIRMED": 0, "FAILED": 10, "INCONCLUSIVE": 20, "INVALID": 30}
@@ -23,20 +24,27 @@ LOGS = Path("logs")
 
 def _templates() -> dict[str, str]:
     folder = resources.files("finetrial") / "assets" / "campaigns"
-    return {Path(entry.name).stem: entry.read_text(encoding="utf-8") for entry in folder.iterdir()
-            if entry.name.endswith(".toml")}
+    return {
+        Path(entry.name).stem: entry.read_text(encoding="utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    }
 
 
 @app.command()
 def init(
-    template: Annotated[str, typer.Argument(metavar="[TEMPLATE]", help="which commented campaign to write")] = "quickstart",
+    template: Annotated[
+        str, typer.Argument(metavar="[TEMPLATE]", help="which commented campaign to write")
+    ] = "quickstart",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="default: TEMPLATE.toml")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented campaign TOML to start from."""
     templates = _templates()
     if template not in templates:
-        raise UserError(f"no template {template!r}{nearest(template, templates)}; there are: {', '.join(sorted(templates))}")
+        raise UserError(
+            f"no template {template!r}{nearest(template, templates)}; there are: {', '.join(sorted(templates))}"
+        )
     target = output or Path(f"{template}.toml")
     if target.exists():
         raise UserError(f"{target} exists; name another file with --output")
@@ -44,7 +52,7 @@ def init(
     if as_json:
         emit_json({"template": template, "written": str(target)})
     else:
-        console.print(f"wrote {target}; run it with: finetrial run {target}")
+        say(f"wrote {target}; run it with: finetrial run {target}")
 
 
 @app.command()
@@ -52,7 +60,7 @@ def check(spec: SpecPath, overrides: Overrides = None, logs: Logs = LOGS, as_jso
     """Preflight that executes: data, masks, leak guard, gradients of every condition, disk."""
     from finetrial.campaign.preflight import preflight
 
-    results = preflight(load_spec(spec, overrides or ()), logs, console.print if not as_json else _silent)
+    results = preflight(load_spec(spec, overrides or ()), logs, _silent if as_json else say)
     if as_json:
         emit_json([vars(result) for result in results])
     else:
@@ -75,17 +83,25 @@ def plan(
     if as_json:
         emit_json(facts)
         return
-    console.print(f"[bold]{loaded.campaign.name}[/bold]  {loaded.campaign.question}")
+    say(f"{loaded.campaign.name}: {loaded.campaign.question}")
     rows = [
         [s["condition"], s["seeds"], s["examples"], s["groups"], s["tokens"], s["steps"], s["scale"], s["decisions"]]
         for s in facts["conditions"]
     ]
     columns = ["condition", "seeds", "rows", "groups", "tokens", "steps", "scale", "runs"]
-    console.print(table("Conditions (one row each; rows and tokens of the first seed)", columns, rows, (1, 2, 3, 4, 5, 6)))
-    console.print(table("Suites", ["suite", "items", "groups", "what"],
-                        [[s["name"], s["items"], s["groups"], s["description"]] for s in facts["suites"]], (1, 2)))
+    console.print(
+        table("Conditions (one row each; rows and tokens of the first seed)", columns, rows, (1, 2, 3, 4, 5, 6))
+    )
+    console.print(
+        table(
+            "Suites",
+            ["suite", "items", "groups", "what"],
+            [[s["name"], s["items"], s["groups"], s["description"]] for s in facts["suites"]],
+            (1, 2),
+        )
+    )
     for line in facts["sentences"]:
-        console.print(line)
+        say(line)
 
 
 @app.command()
@@ -95,17 +111,29 @@ def why(
     """Say per run whether it is reused or made again, and why."""
     _, _, decided, _ = _planned(spec, overrides, max_steps, logs)
     if as_json:
-        emit_json({
-            "runs": [{"run": r.name, "condition": r.condition, "seed": r.seed, "decision": r.decision,
-                      "reason": r.reason, "saves_s": r.saves_s, "key": r.key} for r in decided.runs],
-            "leftover": [{"run": name, "decision": "STALE", "reason": reason} for name, reason in decided.leftover],
-        })
+        emit_json(
+            {
+                "runs": [
+                    {
+                        "run": r.name,
+                        "condition": r.condition,
+                        "seed": r.seed,
+                        "decision": r.decision,
+                        "reason": r.reason,
+                        "saves_s": r.saves_s,
+                        "key": r.key,
+                    }
+                    for r in decided.runs
+                ],
+                "leftover": [{"run": name, "decision": "STALE", "reason": reason} for name, reason in decided.leftover],
+            }
+        )
         return
     rows = [[r.name, r.decision, "" if r.saves_s is None else f"{r.saves_s:.0f} s", r.reason] for r in decided.runs]
     rows += [[name, "STALE", "", reason] for name, reason in decided.leftover]
     console.print(table("What would be redone, and why", ["run", "decision", "saves", "reason"], rows, (2,)))
     saved = sum(r.saves_s or 0.0 for r in decided.runs)
-    console.print(f"{len(decided.pending)} of {len(decided.runs)} runs would be trained; reuse saves {saved:.0f} s")
+    say(f"{len(decided.pending)} of {len(decided.runs)} runs would be trained; reuse saves {saved:.0f} s")
 
 
 @app.command()
@@ -114,7 +142,9 @@ def run(
     max_steps: MaxSteps = None,
     executor: Annotated[str, typer.Option("--executor", help="where cohorts run: local")] = "local",
     overrides: Overrides = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
+    ] = None,
     cohort_size: Annotated[int, typer.Option("--cohort-size", min=1, help="most runs in one stack")] = 16,
     logs: Logs = LOGS,
     as_json: AsJson = False,
@@ -127,13 +157,13 @@ def run(
     from finetrial.report.build import build
 
     options = RunOptions(logs=logs, max_steps=max_steps, device=device, cohort_size=cohort_size)
-    folder = execute(load_spec(spec, overrides or ()), options, _silent if as_json else console.print)
+    folder = execute(load_spec(spec, overrides or ()), options, _silent if as_json else say)
     built = build(folder.path)
     if as_json:
         emit_json({"folder": str(folder.path), "report": str(built.html), **built.summary})
     else:
         _print_verdicts(built.summary["contrasts"])
-        console.print(f"report: {built.html}")
+        say(f"report: {built.html}")
 
 
 @app.command()
@@ -150,7 +180,7 @@ def status(directory: CampaignDir = None, logs: Logs = LOGS, as_json: AsJson = F
     seeds = [str(seed) for seed in state["seeds"]]
     rows = [[condition, *(cells[seed] for seed in seeds)] for condition, cells in state["matrix"].items()]
     console.print(table(f"{state['campaign']}: {state['status']}", ["condition", *[f"seed {s}" for s in seeds]], rows))
-    console.print(f"{state['done']} of {state['runs']} runs done; folder {folder.path}")
+    say(f"{state['done']} of {state['runs']} runs done; folder {folder.path}")
 
 
 @app.command()
@@ -163,7 +193,7 @@ def report(directory: CampaignDir = None, logs: Logs = LOGS, as_json: AsJson = F
     if as_json:
         emit_json({"html": str(built.html), "json": str(built.json), "markdown": str(built.markdown)})
     else:
-        console.print(f"report: {built.html}")
+        say(f"report: {built.html}")
 
 
 @app.command()
@@ -210,8 +240,7 @@ def _print_verdicts(findings: list[dict[str, Any]]) -> None:
     rows = []
     for finding in findings:
         word = finding["verdict"] + (f" ({finding['subtype']})" if finding["subtype"] else "")
-        style = styles[finding["verdict"]]
-        rows.append([f"[{style}]{word}[/{style}]", finding["contrast"], finding["reason"]])
+        rows.append([Text(word, style=styles[finding["verdict"]]), finding["contrast"], finding["reason"]])
     console.print(table("Verdicts", ["verdict", "contrast", "reason"], rows))
 
 
