@@ -1,0 +1,79 @@
+"""What every world promises: the same bytes everywhere, and problems held out by their own hash."""
+
+from dataclasses import asdict
+
+import pytest
+
+from finetrial.data.worlds import VERSIONS, WORLDS
+from finetrial.data.worlds.dice import CAMPAIGN_SHARE, Dice, split_of
+from finetrial.errors import UserError
+from finetrial.identity import digest
+from finetrial.records import Example
+
+GOLDEN = {
+    ("shell", "base"): "2d490fce709b87559ba21fba9b7ed75744c46cb72c2b3fa8d6d41a470f54a02b",
+    ("shell", "campaign"): "e7f7da8d59f131347639cb560a9532cd1d3d08bbd9ee1381b4fd5ea1b4704026",
+    ("arithmetic", "base"): "76178bf0e80c8b11bd112228d5aa362fad7c99f98d949eadb50d21df7f40238b",
+    ("arithmetic", "campaign"): "d6c505364191294c4e04ed5278bfa7f03fb073916c732cd573cf8f9c4a6d0774",
+}
+"""SHA-256 of the first 200 examples of seed 0. New bytes need a new VERSION and a new base model."""
+
+
+def examples(world: str, split: str, count: int = 200, seed: int = 0) -> list[Example]:
+    return list(WORLDS[world](count, seed, split))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("world", "split"), GOLDEN)
+def test_bytes_are_the_same_on_every_machine(world: str, split: str) -> None:
+    assert VERSIONS[world] == 1
+    assert digest([asdict(example) for example in examples(world, split)]) == GOLDEN[world, split]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_longer_pool_begins_with_the_shorter(world: str) -> None:
+    assert examples(world, "base", 300)[:101] == examples(world, "base", 101)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_ids_are_unique_and_counts_exact(world: str) -> None:
+    rows = examples(world, "campaign", 301)
+    assert len({row.id for row in rows}) == len(rows) == 301
+    assert examples(world, "campaign", 0) == []
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_no_problem_is_in_both_splits(world: str) -> None:
+    base = {row.group for seed in range(3) for row in examples(world, "base", 2000, seed)}
+    campaign = {row.group for seed in range(3) for row in examples(world, "campaign", 2000, seed)}
+    assert base
+    assert campaign
+    assert not base & campaign
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_seeds_give_different_rows(world: str) -> None:
+    assert examples(world, "base", 20, 0) != examples(world, "base", 20, 1)
+
+
+def test_a_quarter_of_the_problems_is_kept_for_campaigns() -> None:
+    n = 4000
+    kept = sum(split_of(f"{i} + {i}") == "campaign" for i in range(n))
+    # Binomial(4000, 1/4) has sd 27; five of them.
+    assert abs(kept - n * CAMPAIGN_SHARE / 256) < 5 * 27.4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_bad_requests_name_the_nearest(world: str) -> None:
+    with pytest.raises(UserError, match="did you mean 'campaign'"):
+        examples(world, "campain")
+    with pytest.raises(UserError, match="count is -1"):
+        examples(world, "base", -1)
+
+
+def test_dice_stay_within_their_bounds_and_reach_them() -> None:
+    dice = Dice(0, "test")
+    draws = [dice.between(3, 6) for _ in range(400)]
+    assert set(draws) == {3, 4, 5, 6}
+    assert sorted(dice.sample("abcd", 4)) == list("abcd")
+    assert not any(dice.chance(0) for _ in range(100))
+    assert all(dice.chance(100) for _ in range(100))
