@@ -21,28 +21,31 @@ class Contrast(Config):
     `minus_suite`. The baseline may be the frozen base (`base`), which has no seeds.
     """
 
-    name: str = Field("", description="default: `candidate vs baseline on suite`")
-    question: str = Field("", description="what the contrast answers, in words")
+    name: str = Field(default="", description="default: `candidate vs baseline on suite`")
+    question: str = Field(default="", description="what the contrast answers, in words")
     candidate: str = Field(description="condition whose merit is claimed")
     baseline: str = Field(description="condition it is compared with; `base` is the frozen base")
     suite: str = Field(description="evaluation set")
-    minus_suite: str | None = Field(None, description="second evaluation set, for a difference in differences")
-    metric: str | None = Field(None, description="default: the campaign's primary metric")
-    better: Literal["higher", "lower"] | None = Field(None, description="default: what is known of the metric")
-    margin: float | None = Field(None, ge=0, description="smallest effect to act on; default: the analysis table's")
-    family: str = Field("declared", description="contrasts of one family share the error rate")
+    minus_suite: str | None = Field(default=None, description="second evaluation set, for a difference in differences")
+    metric: str | None = Field(default=None, description="default: the campaign's primary metric")
+    better: Literal["higher", "lower"] | None = Field(default=None, description="default: what is known of the metric")
+    margin: float | None = Field(
+        default=None, ge=0, description="smallest effect to act on; default: the analysis table's"
+    )
+    family: str = Field(default="declared", description="contrasts of one family share the error rate")
 
 
 class AnalysisConfig(Config):
     """`[analysis]`: how contrasts become verdicts."""
 
-    alpha: float = Field(0.05, gt=0, lt=1, description="two-sided error rate of each family")
-    margin: float = Field(0.0, ge=0, description="smallest effect to act on, in raw units of the metric")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="two-sided error rate of each family")
+    margin: float = Field(default=0.0, ge=0, description="smallest effect to act on, in raw units of the metric")
     correction: Literal["holm", "dunnett", "max_t", "benjamini_hochberg", "none"] = Field(
-        "holm", description="control of the error rate within a family"
+        default="holm", description="control of the error rate within a family"
     )
     pairing: Literal["seed", "none"] = Field(
-        "seed", description="runs of one seed number share their randomness (`seed`), or seed numbers mean nothing"
+        default="seed",
+        description="runs of one seed number share their randomness (`seed`), or seed numbers mean nothing",
     )
 
 

@@ -37,12 +37,14 @@ class DataConfig(Config):
     """`[data]`: the pool that training rows are selected from."""
 
     source: str = Field(
-        "world:shell?count=1200&seed=1",
+        default="world:shell?count=1200&seed=1",
         description="file, folder, glob, `hf:NAME[:config][@split]` or `world:NAME?count=N&seed=S`",
     )
-    limit: int | None = Field(None, ge=1, description="read at most this many rows")
-    on_malformed: Literal["error", "drop"] = Field("error", description="a broken row stops, or is dropped and counted")
-    drop_duplicates: bool = Field(False, description="keep only the first row of each content")
+    limit: int | None = Field(default=None, ge=1, description="read at most this many rows")
+    on_malformed: Literal["error", "drop"] = Field(
+        default="error", description="a broken row stops, or is dropped and counted"
+    )
+    drop_duplicates: bool = Field(default=False, description="keep only the first row of each content")
 
 
 class SuiteConfig(Config):
@@ -51,27 +53,33 @@ class SuiteConfig(Config):
     name: str
     kind: Literal["perplexity"] = "perplexity"
     source: str = Field(description="as `data.source`")
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
 
 
 class EvaluationConfig(Config):
     """`[evaluation]`: how adapters are measured."""
 
-    batch_tokens: int = Field(8192, ge=1, description="padded tokens of one pass; memory, never science")
+    batch_tokens: int = Field(default=8192, ge=1, description="padded tokens of one pass; memory, never science")
 
 
 class CampaignConfig(Config):
     """`[campaign]`: the question and its design, written down before any result."""
 
-    name: str = Field("", description="names the folder of results; default: the file's name")
-    question: str = Field("", description="what the campaign answers")
-    hypothesis: str = Field("", description="what is expected, and why")
-    decision_rule: str = Field("", description="what will be done on each verdict")
-    primary_metric: str = Field("nll", description="metric of contrasts that name none")
-    seeds: tuple[int, ...] = Field((42, 101, 202), min_length=1, description="training seeds; each is one replicate")
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps of every condition that sets none itself")
-    mix_numerics: bool = Field(False, description="allow results of other devices or torch versions to be reused")
-    conditions: tuple[dict[str, Any], ...] = Field((), description="`[[campaign.conditions]]`")
+    name: str = Field(default="", description="names the folder of results; default: the file's name")
+    question: str = Field(default="", description="what the campaign answers")
+    hypothesis: str = Field(default="", description="what is expected, and why")
+    decision_rule: str = Field(default="", description="what will be done on each verdict")
+    primary_metric: str = Field(default="nll", description="metric of contrasts that name none")
+    seeds: tuple[int, ...] = Field(
+        default=(42, 101, 202), min_length=1, description="training seeds; each is one replicate"
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="optimiser steps of every condition that sets none itself"
+    )
+    mix_numerics: bool = Field(
+        default=False, description="allow results of other devices or torch versions to be reused"
+    )
+    conditions: tuple[dict[str, Any], ...] = Field(default=(), description="`[[campaign.conditions]]`")
 
     @field_validator("seeds")
     @classmethod
@@ -110,7 +118,7 @@ class Condition(Config):
 class SqueezeConfig(Config):
     """`[squeeze]`."""
 
-    min_variance_retention: float = Field(0.95, gt=0, le=1)
+    min_variance_retention: float = Field(default=0.95, gt=0, le=1)
 
 
 class LoggingConfig(Config):

@@ -10,18 +10,21 @@ from finetrial.records import Config
 class ModelConfig(Config):
     """`[model]`: the frozen base and the shape of the adapters."""
 
-    base: str = Field("builtin", description="`builtin`, a folder, or a model name of the hub")
-    revision: str | None = Field(None, description="commit of a hub model; pins what the name means")
+    base: str = Field(default="builtin", description="`builtin`, a folder, or a model name of the hub")
+    revision: str | None = Field(default=None, description="commit of a hub model; pins what the name means")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="numbers of the base; auto is bfloat16 on a GPU and float32 on a CPU"
+        default="auto", description="numbers of the base; auto is bfloat16 on a GPU and float32 on a CPU"
     )
-    max_length: int = Field(1024, ge=8, description="tokens of a rendered row; longer rows are truncated and counted")
-    lora_rank: int = Field(8, ge=1, description="rank of each adapter matrix pair")
-    lora_alpha: float | None = Field(None, gt=0, description="scale numerator; default twice the rank")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
+    max_length: int = Field(
+        default=1024, ge=8, description="tokens of a rendered row; longer rows are truncated and counted"
+    )
+    lora_rank: int = Field(default=8, ge=1, description="rank of each adapter matrix pair")
+    lora_alpha: float | None = Field(default=None, gt=0, description="scale numerator; default twice the rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
     targets: tuple[str, ...] = Field(
-        ("all-linear",), description="names of the linear layers that get an adapter; all-linear leaves out lm_head"
+        default=("all-linear",),
+        description="names of the linear layers that get an adapter; all-linear leaves out lm_head",
     )
 
     @property

@@ -10,22 +10,26 @@ from finetrial.records import Config
 class TrainConfig(Config):
     """`[training]`: how each run is trained. All counts are per run, never per cohort."""
 
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up, down to 0")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps that warm up linearly")
-    batch_size: int = Field(8, ge=1, description="rows of one optimiser step")
-    epochs: float | None = Field(None, gt=0, description="passes over the selection; give this or max_steps")
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps; give this or epochs")
-    micro_batch_tokens: int = Field(
-        16384, ge=1, description="padded tokens of one forward pass over the cohort; memory, never science"
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="after the warm-up, down to 0"
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="clip of each run's own gradient norm; 0 switches it off")
-    gradient_checkpointing: bool = Field(False, description="recompute activations; memory, never science")
-    save_every: int = Field(50, ge=0, description="steps between checkpoints; 0 writes them only on a signal")
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up linearly")
+    batch_size: int = Field(default=8, ge=1, description="rows of one optimiser step")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the selection; give this or max_steps")
+    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
+    micro_batch_tokens: int = Field(
+        default=16384, ge=1, description="padded tokens of one forward pass over the cohort; memory, never science"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="clip of each run's own gradient norm; 0 switches it off"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations; memory, never science")
+    save_every: int = Field(default=50, ge=0, description="steps between checkpoints; 0 writes them only on a signal")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
