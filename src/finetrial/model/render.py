@@ -43,7 +43,7 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class Rendering:
+class RenderedBatch:
     """Many rows, in the order they were given."""
 
     rows: tuple[Rendered | None, ...]
@@ -53,21 +53,21 @@ class Rendering:
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rendered:
-    """Render one conversation; see `render_all`.
+    """Render one conversation; see `render_batch`.
 
     Raises:
         UserError: the conversation cannot be trained on, or the template cannot be used.
     """
-    rendering = render_all([messages], tokenizer, max_length)
-    row = rendering.rows[0]
+    batch = render_batch([messages], tokenizer, max_length)
+    row = batch.rows[0]
     if row is None:
-        raise UserError(rendering.refused[0])
+        raise UserError(batch.refused[0])
     return row
 
 
-def render_all(
+def render_batch(
     conversations: Iterable[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Rendering:
+) -> RenderedBatch:
     """Render conversations with the tokenizer's chat template; supervised are all assistant turns.
 
     A row is refused, with the reason, when it has no messages, no assistant turn, or loses every supervised token to
@@ -100,7 +100,7 @@ def render_all(
                 rendered[i] = row
             else:
                 refused[i] = f"all supervised tokens lie behind the cut at max_length = {max_length} tokens"
-    return Rendering(tuple(rendered), refused)
+    return RenderedBatch(tuple(rendered), refused)
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
