@@ -15,7 +15,7 @@ from finetrial.data.files import SUFFIXES, FileFacts, RawRow, open_rows
 from finetrial.data.formats import FORMATS, describe_unknown, recognise
 from finetrial.data.messages import Malformed
 from finetrial.errors import UserError, nearest
-from finetrial.identity import digest, file_digest
+from finetrial.identity import canonical_json, digest, file_digest
 from finetrial.records import Example
 
 OnMalformed = Literal["error", "drop"]
@@ -43,10 +43,7 @@ class ReadResult:
     @cached_property
     def content_key(self) -> str:
         """SHA-256 of the pool: independent of paths, of file boundaries and of the order of rows."""
-        rows = [
-            [one.id, one.group, one.content_hash, sorted(one.tools), one.resolved, one.reward] for one in self.examples
-        ]
-        return digest(sorted(rows, key=lambda row: (row[0], row[2])))
+        return digest(sorted(map(_row, self.examples)))
 
     def summary(self) -> dict[str, Any]:
         """Rows read, kept and dropped by reason (with up to 3 places each), in JSON types."""
@@ -234,13 +231,19 @@ def _unique_ids(examples: list[Example]) -> tuple[list[Example], int]:
         places[example.id].append(place)
     taken, result, renamed = set(places), list(examples), 0
     for name in sorted(name for name, at in places.items() if len(at) > 1):
-        at = sorted(places[name], key=lambda place: (examples[place].content_hash, examples[place].group))
+        at = sorted(places[name], key=lambda place: _row(examples[place])[1:])
         for number, place in enumerate(at[1:], start=2):
             unique = next(f"{name}#{k}" for k in itertools.count(number) if f"{name}#{k}" not in taken)
             taken.add(unique)
             result[place] = dataclasses.replace(examples[place], id=unique)
             renamed += 1
     return result, renamed
+
+
+def _row(example: Example) -> list[str]:
+    """What a pool's identity knows of a row, as text, so that rows can be sorted."""
+    facts = [sorted(example.tools), example.resolved, example.reward]
+    return [example.id, example.content_hash, example.group, canonical_json(facts)]
 
 
 def _distinct(examples: list[Example], dropped: list[Dropped]) -> list[Example]:

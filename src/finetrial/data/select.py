@@ -185,7 +185,7 @@ def _candidates(
             excluded["score missing"] += 1
         else:
             candidates.append(place)
-    return candidates, dict(excluded)
+    return candidates, dict(sorted(excluded.items()))
 
 
 def _held_out(table: ScoreTable, exclude: Collection[str] | None) -> list[bool]:
@@ -214,8 +214,8 @@ def _order(
         drawn = draw_order(seed, "selection", (table.ids[place] for place in candidates))
         return sorted(candidates, key=lambda place: drawn[table.ids[place]])
     if config.strategy == "all":
-        return candidates
-    if config.strategy == "longest":
+        first = np.zeros(len(table))
+    elif config.strategy == "longest":
         first = -tokens.astype(np.float64)
     else:
         ranking = table.ranking(config.by, config.without)

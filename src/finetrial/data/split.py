@@ -226,9 +226,9 @@ def _too_few(name: str, test_set: HoldoutConfig, table: ScoreTable, candidates: 
     told = f"split.test_sets.{name} asks for {test_set.n} rows; {found} of {source} are free"
     if blocked:
         told += f" ({blocked} belong to groups of another test set; exclusive_groups = false lets them share)"
-    reasons = Counter(reason for row in table.gate for reason in row).most_common(3)
+    reasons = Counter(reason for row in table.gate for reason in row)
     if test_set.kind != "random" and reasons:
-        told += "; the gate refuses " + ", ".join(f"{rows} rows: {reason}" for reason, rows in reasons)
+        told += "; the gate refuses " + ", ".join(f"{rows} rows: {reason}" for reason, rows in sorted(reasons.items()))
     return told
 
 
