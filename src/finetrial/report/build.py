@@ -1,0 +1,102 @@
+"""Campaign folder -> report folder: findings from `analyze`, everything else as it was recorded."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetrial.analyze.contrast import AnalysisConfig, Contrast, Finding
+from finetrial.analyze.judge import judge
+from finetrial.analyze.table import OutcomeTable
+from finetrial.errors import UserError
+from finetrial.report import charts, diagnostics, markdown, page, scaling
+from finetrial.report.facts import Report, read_json, read_runs, summarise, twin
+from finetrial.report.theme import Chart
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """What `build` wrote."""
+
+    html: Path
+    json: Path
+    markdown: Path
+    charts: tuple[Path, ...]
+    """SVG and PNG of every chart."""
+
+
+def build(folder: Path) -> ReportPaths:
+    """Write the report of a campaign to `<folder>/report`.
+
+    Args:
+        folder: a campaign folder with `manifest.json` and, once something was evaluated, `outcomes.parquet`.
+
+    Raises:
+        UserError: there is no manifest, a file is not readable, or the outcomes do not fit the declared contrasts.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder}: no manifest.json here; expected the folder of a campaign")
+    return write(gather(folder), folder / "report")
+
+
+def gather(folder: Path) -> Report:
+    """Read a campaign folder and judge its contrasts."""
+    manifest = read_json(folder / "manifest.json")
+    runs = read_runs(folder, manifest)
+    outcomes = folder / "outcomes.parquet"
+    if not outcomes.is_file():
+        return Report(manifest, (), (), runs, tuple(contrast.name for contrast in _contrasts(manifest)))
+    table = OutcomeTable.read(outcomes)
+    findings, unjudged = _judged(manifest, table)
+    return Report(manifest, findings, summarise(table), runs, unjudged)
+
+
+def write(report: Report, target: Path) -> ReportPaths:
+    """Render a report and write its files below `target`."""
+    drawn = draw(report)
+    (target / "charts").mkdir(parents=True, exist_ok=True)
+    written = []
+    for chart in drawn:
+        svg, png = (target / "charts" / f"{chart.name}.{kind}" for kind in ("svg", "png"))
+        svg.write_text(chart.svg, encoding="utf-8")
+        png.write_bytes(chart.png())
+        written += [svg, png]
+    paths = ReportPaths(target / "index.html", target / "report.json", target / "verdict.md", tuple(written))
+    paths.html.write_text(page.render(report, drawn), encoding="utf-8")
+    strict = json.dumps(twin(report), indent=2, ensure_ascii=False, allow_nan=False)
+    paths.json.write_text(strict + "\n", encoding="utf-8")
+    paths.markdown.write_text(markdown.render(report), encoding="utf-8")
+    return paths
+
+
+def draw(report: Report) -> list[Chart]:
+    """Every chart for which there are data, in the order of the page."""
+    drawn: list[Chart | None] = [*charts.forest(report)]
+    for metric in report.metrics:
+        drawn += [charts.heatmap(report, metric), scaling.scaling(report, metric), charts.strip(report, metric)]
+    drawn += [diagnostics.overlap(report), diagnostics.scores(report), diagnostics.correlation(report)]
+    drawn += [diagnostics.curves(report), diagnostics.timing(report)]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _judged(manifest: Mapping[str, Any], table: OutcomeTable) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """(findings, names of contrasts whose conditions or suites have no outcomes)."""
+    ready, waiting = [], []
+    for contrast in _contrasts(manifest):
+        suites = {contrast.suite, contrast.minus_suite} - {None}
+        whole = {contrast.candidate, contrast.baseline} <= {*table.conditions} and suites <= {*table.suites}
+        (ready if whole else waiting).append(contrast)
+    spec = manifest.get("spec", {})
+    findings = judge(
+        table,
+        ready,
+        AnalysisConfig.model_validate(spec.get("analysis", {})),
+        primary_metric=spec.get("campaign", {}).get("primary_metric", "nll"),
+        integrity=[f"{c['check']}: {c['detail']}" for c in manifest.get("integrity", []) if not c["passed"]],
+    )
+    return tuple(findings), tuple(contrast.name for contrast in waiting)
+
+
+def _contrasts(manifest: Mapping[str, Any]) -> list[Contrast]:
+    return [Contrast.model_validate(table) for table in manifest.get("spec", {}).get("contrasts", [])]

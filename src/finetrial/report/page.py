@@ -1,0 +1,53 @@
+"""The page: one self-contained HTML file that needs neither network nor scripts."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from finetrial.report import sentences, tables
+from finetrial.report.diagnostics import dimensions
+from finetrial.report.facts import VERDICTS, Report, finite
+from finetrial.report.theme import MARKS, Chart, duration, metric_words, slug
+
+
+def render(report: Report, charts: Sequence[Chart]) -> str:
+    """The whole page.
+
+    Args:
+        report: the campaign.
+        charts: drawings to put in, found by their names.
+    """
+    by_name = {chart.name: chart for chart in charts}
+    environment = Environment(
+        loader=PackageLoader("finetrial.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = files("finetrial.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        report=report,
+        campaign={key: report.section("spec", "campaign", key) for key in ("question", "hypothesis", "decision_rule")},
+        style=Markup(style),
+        charts={name: (chart, Markup(chart.svg)) for name, chart in by_name.items()},
+        marks=MARKS,
+        tiles=[(verdict, MARKS[verdict], report.counts[verdict]) for verdict in VERDICTS],
+        summary=sentences.summary(report),
+        meaning=sentences.MEANING,
+        how_to_read=sentences.HOW_TO_READ,
+        notes=sentences.status_notes(report),
+        level=sentences.level_words(report),
+        ledger=tables.ledger(report, by_name),
+        forests=[name for name in by_name if name.startswith("forest-")],
+        metrics=[(metric, slug(metric), metric_words(metric)) for metric in report.metrics],
+        tables=tables,
+        dimensions=dimensions(report),
+        realised=tables.realised(report.runs),
+        mismatches=tables.mismatches(report.runs),
+        duration=duration,
+        spec=json.dumps(finite(report.section("spec")), indent=2, ensure_ascii=False),
+    )
