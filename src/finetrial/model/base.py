@@ -45,13 +45,13 @@ def load_base(config: ModelConfig, device: str | None = None) -> Base:
     folder = locate(config)
     try:
         facts = AutoConfig.from_pretrained(folder)
-        if type(facts) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise UserError(
-                f"model.base: {config.base!r} is a {facts.model_type!r} model; expected a causal language model"
-            )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"model.base: {config.base!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if type(facts) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"model.base: {config.base!r} is a {facts.model_type!r} model; expected a causal language model"
+        )
     chat_template(tokenizer)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(config, place)
