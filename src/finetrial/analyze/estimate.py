@@ -122,9 +122,8 @@ def estimate(effects: list[Effect], paired: bool, matched: tuple[np.ndarray, np.
         effects: one effect, or (effect on `suite`, effect on `minus_suite`) with the same seeds.
         paired: both arms have the same seeds; V_seed is that of the differences, whether or not the two recipes'
             errors under one seed are correlated.
-        matched: for arms that share only some seeds, positions of the shared seeds in candidate and baseline: their
-            covariance enters where it is negative (a positive one is forgone), and degrees of freedom fall to those
-            of the smaller arm.
+        matched: for arms that share only some seeds, positions of the shared seeds in candidate and baseline: they
+            move together (clusters by seed number), and degrees of freedom fall to those of the smaller arm.
     """
     sign = (1.0, -1.0)
     ua_S = sum(s * e.candidate_S for s, e in zip(sign, effects, strict=False))
@@ -140,9 +139,10 @@ def estimate(effects: list[Effect], paired: bool, matched: tuple[np.ndarray, np.
         va = _unbias(n_a) * (ua_S**2).sum(-1)
         vb = _unbias(n_b) * (ub_S**2).sum(-1)
         v_seed, df_seed = va + vb, welch_df(va, vb, n_a, n_b)
-        if matched is not None and len(matched[0]) > 1:
-            covariance = (ua_S[..., matched[0]] * ub_S[..., matched[1]]).sum(-1) * _unbias(len(matched[0]))
-            v_seed = v_seed - 2 * np.minimum(covariance, 0.0)
+        if matched is not None:
+            # A sum of squares over seed numbers, Σ (√f_a u_a - √f_b u_b)², so never negative.
+            together = (ua_S[..., matched[0]] * ub_S[..., matched[1]]).sum(-1)
+            v_seed = v_seed - 2 * np.sqrt(_unbias(n_a) * _unbias(n_b)) * together
             df_seed = np.broadcast_to(min(n_a, n_b) - 1.0, v_seed.shape)
     v_item, v_both = sum(e.v_item for e in effects), sum(e.v_both for e in effects)
     df_item = np.minimum.reduce([np.maximum(e.n_groups - 1.0, 1.0) for e in effects])

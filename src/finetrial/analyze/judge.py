@@ -197,7 +197,7 @@ def _refusal(p: Prepared, e: Estimate, adjusted: Adjusted, verdict: Verdict) -> 
             low, high = (number(float(end.estimate)) for end in p.bounds)
             return f"failed measurements could move the improvement anywhere from {low} to {high}, across the margin"
     if p.n_seeds[0] != p.n_seeds[1]:
-        guard = skew_critical(adjusted.level, e, p.n_seeds[0], p.n_seeds[1])
+        guard = float(skew_critical(adjusted.level, e, max(p.n_seeds), min(p.n_seeds)))
         if decide(*_interval(e, guard), p.margin)[0] != verdict:
             against = "the frozen base" if 0 in p.n_seeds else "another number of runs"
             return (

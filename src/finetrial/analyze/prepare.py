@@ -123,8 +123,8 @@ def _estimate(p: Prepared, suites: list[str], arms: list[tuple[Dense, Dense]], c
     if shared and not p.paired:
         matched = (np.array([a_seeds.index(s) for s in shared]), np.array([b_seeds.index(s) for s in shared]))
         p.warnings.append(
-            f"{c.candidate} and {c.baseline} share {len(shared)} seeds but not all: judged as unpaired, which is "
-            "conservative when runs of one seed resemble each other"
+            f"{c.candidate} and {c.baseline} share {len(shared)} seeds but not all: shared seeds count as paired, the "
+            "others as single runs"
         )
     main, low, high = [], [], []
     for suite, (a, b) in zip(suites, arms, strict=True):

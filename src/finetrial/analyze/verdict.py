@@ -7,6 +7,7 @@ CONFIRMED if L > m; FAILED if U < m (HARMFUL if U < 0, EQUIVALENT if the interva
 from functools import lru_cache
 
 import numpy as np
+from scipy import special
 
 from finetrial import seeds
 from finetrial.analyze.contrast import Verdict
@@ -42,18 +43,19 @@ def _skewed_t(n_a: int, n_b: int) -> np.ndarray:
     return np.sort(np.concatenate(blocks))
 
 
-def skew_critical(level: float, e: Estimate, n_a: int, n_b: int) -> float:
+def skew_critical(level: np.ndarray | float, e: Estimate, n_a: int, n_b: int) -> np.ndarray:
     """Critical value that still holds when seed effects are as skewed as an exponential distribution (skewness 2).
 
     Where equal numbers of runs are compared, the skew of two recipes cancels. Against the frozen base, or between
     unequal numbers, it does not: a recipe that collapses on few seeds looks better than it is until one collapses.
     """
     t_R = _skewed_t(n_a, n_b)
-    tail = max(-np.quantile(t_R, level / 2), np.quantile(t_R, 1 - level / 2))
-    share = float(e.v_seed / (e.v_seed + e.v_rest)) if e.standard_error > 0 else 1.0
-    student = float(critical_value(level, e))
-    seed_only = Estimate(e.estimate, e.v_seed, np.zeros_like(e.v_seed), e.df_seed, e.df_item)
-    return student + share * max(0.0, float(tail) - float(critical_value(level, seed_only))) if share > 0 else student
+    half = np.asarray(level) / 2
+    tail = np.maximum(-np.quantile(t_R, half), np.quantile(t_R, 1 - half))
+    v = e.v_seed + e.v_rest
+    share = np.divide(e.v_seed, v, out=np.ones_like(v), where=v > 0)
+    student = -special.stdtrit(e.df_seed, half)
+    return critical_value(level, e) + share * np.maximum(tail - student, 0.0)
 
 
 def seeds_needed(e: Estimate, margin: float, n_now: int, level: float, paired: bool) -> int | None:
