@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import stats
-
-from finetrial.analyze.contrast import Finding
 
 SUITES = {"gold": 0.62, "random": 0.71, "low-quality": 0.80, "held-out-repositories": 0.76, "dialogue": 0.93}
 DIMENSIONS = ("retry", "step_ratio", "diversity", "observation_use")
@@ -255,67 +252,3 @@ def write_run(folder: Path, recipe: Recipe, seed: int, rng: np.random.Generator)
     lost = 7 if (recipe.name, seed) == ("random-500", 2) else 0
     realised = planned | {"rows": recipe.examples - lost, "truncated_rows": 2 * lost}
     (folder / "record.json").write_text(json.dumps({"planned": planned, "realised": realised}))
-
-
-def simulated_findings(outcomes: pa.Table, contrasts: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Findings by a plain t interval over seeds with a Bonferroni factor: stand-ins of the right shape, no more."""
-    frame = outcomes.to_pylist()
-    means: dict[tuple[str, str], dict[int | None, list[float]]] = {}
-    for row in frame:
-        means.setdefault((row["condition"], row["suite"]), {}).setdefault(row["seed"], []).append(row["value"])
-    findings = []
-    for table in contrasts:
-        size = sum(other["family"] == table["family"] for other in contrasts)
-        candidate = [float(np.mean(v)) for v in means[table["candidate"], table["suite"]].values()]
-        baseline = [float(np.mean(v)) for v in means[table["baseline"], table["suite"]].values()]
-        difference = np.array(candidate) - np.array(baseline if len(baseline) > 1 else baseline * len(candidate))
-        findings.append(simulated_finding(table, difference, len(baseline) if len(baseline) > 1 else 0, size))
-    return findings
-
-
-def simulated_finding(table: Mapping[str, Any], difference_S: np.ndarray, n_base: int, size: int) -> Finding:
-    """One finding from per-seed differences (S,), decided as the design says."""
-    estimate, n, margin = float(difference_S.mean()), len(difference_S), float(table["margin"])
-    se = float(difference_S.std(ddof=1) / np.sqrt(n))
-    half, half_adjusted = (float(stats.t.isf(0.025 / k, n - 1)) * se for k in (1, size))
-    p = float(2 * stats.t.sf(abs(estimate) / se, n - 1))
-    low, high = -estimate - half_adjusted, -estimate + half_adjusted
-    verdict = "CONFIRMED" if low > margin else "FAILED" if high < margin else "INCONCLUSIVE"
-    subtype = None
-    if verdict == "FAILED":
-        subtype = "HARMFUL" if high < 0 else "EQUIVALENT" if low > -margin else None
-    return Finding(
-        contrast=table["name"],
-        question=table["question"],
-        candidate=table["candidate"],
-        baseline=table["baseline"],
-        suite=table["suite"],
-        minus_suite=None,
-        metric="nll",
-        better="lower",
-        margin=margin,
-        estimate=estimate,
-        ci=(estimate - half, estimate + half),
-        p_value=p,
-        ci_adjusted=(estimate - half_adjusted, estimate + half_adjusted),
-        p_adjusted=min(1.0, p * size),
-        standard_error=se,
-        df=float(n - 1),
-        test="paired t test over seeds",
-        unit="seed (items crossed)",
-        n_seeds=(n, n_base),
-        n_items=60,
-        n_missing=0,
-        family=table["family"],
-        family_size=size,
-        correction="holm",
-        verdict=verdict,
-        subtype=subtype,
-        reason=f"the adjusted interval of the improvement is [{low:.4f}, {high:.4f}], the margin {margin:g}",
-        seeds_needed=9 if verdict == "INCONCLUSIVE" else None,
-        permutation_p=0.25,
-        attainable_p=0.25,
-        hedges_g=1.7,
-        variance={"seed": 9e-6, "item": 0.0064, "residual": 1.4e-4},
-        warnings=("3 seeds cannot reach p = 0.05 by permutation",) if size > 4 else (),
-    )

@@ -19,6 +19,8 @@ from finetrial.report.theme import (
     ZONE,
     Chart,
     Mark,
+    column_labels,
+    columns_axis,
     count,
     decimals_for,
     finish,
@@ -101,7 +103,9 @@ def _forest_panel(findings: Sequence[Finding], places: int, marks: Sequence[Mark
     shape = alt.Shape("verdict:N", scale=alt.Scale(domain=key, range=[mark.shape for mark in marks]), legend=None)
     estimable = base.transform_filter("datum.estimate != null")
     interval = base.transform_filter("datum.low != null")
-    points = estimable.mark_point(filled=True, size=130, opacity=1, stroke="white", strokeWidth=1)
+    points = estimable.mark_point(
+        filled=True, size=130 if len(rows) <= 12 else 90, opacity=1, stroke="white", strokeWidth=1
+    )
     layers = [
         base.mark_bar(color=ZONE, height=height).encode(at("zone_low"), y, alt.X2("zone_high")),
         base.mark_tick(color=MUTED, thickness=1.2, height=height - 8).encode(at("margin"), y),
@@ -158,28 +162,30 @@ def heatmap(report: Report, metric: str) -> Chart | None:
     low, high = min(trained), max(trained)
     for row in rows:
         place = (min(max(row["value"], low), high) - low) / (high - low or 1.0)
-        row["dark"] = (place if higher else 1 - place) < 0.6
+        row["dark"] = (place if higher else 1 - place) < 0.45
     scale = alt.Scale(scheme="viridis", domain=[low, high], clamp=True, reverse=not higher)
-    shared = ([wrap(name, 26, 2) for name in _measured(report)], [wrap(suite, 12) for suite in report.suites])
-    panels = [_grid(rows, *shared, ("value", "text", "range"), scale).properties(title="Mean of the seeds")]
+    shared = ([wrap(name, 26, 2) for name in _measured(report)], [wrap(suite, 16) for suite in report.suites])
+    beside = len(report.suites) <= 3
+    panels = [_grid(rows, *shared, ("value", "text", "range"), scale, "Mean of the seeds")]
     moved = [row for row in rows if row["difference"] is not None]
     if moved:
         reach = max(abs(row["difference"]) for row in moved) or 1.0
-        moved = [row | {"dark": abs(row["difference"]) > 0.6 * reach} for row in moved]
+        moved = [row | {"dark": abs(row["difference"]) > 0.72 * reach} for row in moved]
         scale = alt.Scale(scheme="blueorange", domain=[-reach, reach], reverse=higher)
         fields = ("difference", "difference_text", "difference_range")
-        right = _grid(moved, *shared, fields, scale, labelled=False)
-        panels.append(right.properties(title="Difference to the frozen base"))
+        title = "Difference to the frozen base"
+        panels.append(_grid(moved, *shared, fields, scale, title, labelled=not beside))
+    together = alt.hconcat if beside else alt.vconcat
     caption = (
         "Large figures: mean over seeds of the suite's mean over items. Small figures: lowest and highest seed (the "
-        "base has no seeds). Left: the brighter the better, colours span the trained conditions. Right: blue is "
+        "base has no seeds). Means: the brighter the better; colours span the trained conditions. Differences: blue is "
         f"{'better' if better_of(report, metric) else 'lower'} than the base, orange "
         f"{'worse' if better_of(report, metric) else 'higher'}. Colours describe; whether a difference is more than "
         "noise is said by the verdicts alone."
     )
     described = "; ".join(f"{r['condition']} on {r['suite']} {r['text']} ({r['range']})" for r in rows)
     return finish(
-        alt.hconcat(*panels, spacing=24).resolve_scale(color="independent"),
+        together(*panels, spacing=24).resolve_scale(color="independent"),
         f"heatmap-{slug(metric)}",
         f"Every condition on every test set, {words.axis}",
         caption,
@@ -201,7 +207,7 @@ def _cell_row(report: Report, cell: Cell) -> dict[str, Any]:
     values, mean = cell.values, sum(cell.values) / len(cell.values)
     base = None if cell.condition == "base" else report.base_mean(cell.suite, cell.metric)
     row: dict[str, Any] = {"condition": cell.condition, "label": wrap(cell.condition, 26, 2), "suite": cell.suite}
-    row |= {"column": wrap(cell.suite, 12), "value": mean, "text": number(mean, 3), "difference": None}
+    row |= {"column": wrap(cell.suite, 16), "value": mean, "text": number(mean, 3), "difference": None}
     alone = "no seeds" if cell.condition == "base" else "1 seed"
     row["range"] = alone if len(values) == 1 else f"{number(min(values), 3)}–{number(max(values), 3)}"
     if base is not None:
@@ -217,21 +223,21 @@ def _grid(
     columns: Sequence[str],
     fields: tuple[str, str, str],
     scale: alt.Scale,
+    title: str,
     labelled: bool = True,
 ) -> Any:
     """Cells coloured by `fields[0]`, with `fields[1]` and below it `fields[2]` as text."""
-    wide = len(columns) <= 3
-    lines = "split(datum.label, '\\n')"
-    top = alt.Axis(labelExpr=lines, title=None, ticks=False, domain=False, labelAngle=0, orient="top")
     ink = alt.condition("datum.dark", alt.value("#fdfdfd"), alt.value("#111111"))
-    x = alt.X("column:N", sort=columns, scale=alt.Scale(domain=list(columns), padding=0), axis=top)
-    base = alt.Chart(alt.InlineData(values=rows)).encode(x, rows_axis(names))
+    base = alt.Chart(alt.InlineData(values=rows)).encode(columns_axis(columns), rows_axis(names))
+    lines = max(column.count("\n") for column in columns)
     return alt.layer(
         base.mark_rect(stroke="white", strokeWidth=2).encode(alt.Color(f"{fields[0]}:Q", scale=scale, legend=None)),
         base.mark_text(dy=-6, fontSize=13).encode(text=f"{fields[1]}:N", color=ink),
-        base.mark_text(dy=9, fontSize=11 if wide else 9).encode(text=f"{fields[2]}:N", color=ink),
+        base.mark_text(dy=9, fontSize=11).encode(text=f"{fields[2]}:N", color=ink),
         *(row_labels(names) if labelled else ()),
-    ).properties(width=alt.Step(114 if wide else 84), height=alt.Step(40))
+        *column_labels(columns),
+        panel_title(title, lift=20 + 14 * lines),
+    ).properties(width=alt.Step(114), height=alt.Step(40))
 
 
 def strip(report: Report, metric: str) -> Chart | None:

@@ -15,6 +15,7 @@ from finetrial.report.theme import (
     MUTED,
     SERIES,
     Chart,
+    count,
     duration,
     finish,
     number,
@@ -31,10 +32,10 @@ TIMING = (("data_s", "data"), ("train_s", "training"), ("evaluate_s", "evaluatio
 def overlap(report: Report) -> Chart | None:
     """Share of examples that two selections have in common."""
     section = report.section("data", "overlap")
-    if section is None:
+    if section is None or len(section["names"]) < 2:
         return None
     scale = alt.Scale(scheme="blues", domain=[0, 1])
-    chart = _matrix(section["names"], section["matrix"], scale, lambda value: f"{100 * value:.0f}", lambda v: v > 0.6)
+    chart = _matrix(section["names"], section["matrix"], scale, lambda value: f"{100 * value:.0f}", lambda v: v > 0.7)
     return finish(
         chart,
         "overlap",
@@ -51,7 +52,7 @@ def correlation(report: Report) -> Chart | None:
     if section is None:
         return None
     scale = alt.Scale(scheme="blueorange", domain=[-1, 1])
-    chart = _matrix(section["names"], section["matrix"], scale, lambda v: number(v, 2), lambda v: abs(v) > 0.6)
+    chart = _matrix(section["names"], section["matrix"], scale, lambda v: number(v, 2), lambda v: abs(v) > 0.8)
     return finish(
         chart,
         "score-correlation",
@@ -175,8 +176,8 @@ def curves(report: Report) -> Chart | None:
         "training-curves",
         "Training loss of every condition",
         f"Line: mean of the seeds (up to {seeds}); band: lowest to highest seed. Each point averages "
-        f"{math.ceil(steps / CURVE_POINTS)} step(s). Loss on training batches, which differ between conditions: it "
-        "shows that training went well, not which recipe is better.",
+        f"{count(math.ceil(steps / CURVE_POINTS), 'step')}. Loss on training batches, which differ between conditions: "
+        "it shows that training went well, not which recipe is better.",
         f"Training loss against optimiser step, one panel per condition. {last}.",
     )
 

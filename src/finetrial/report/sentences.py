@@ -58,7 +58,7 @@ def summary(report: Report) -> list[str]:
             verb = "was" if n == 1 else "were"
             said = f"{verb} confirmed" if verdict == "CONFIRMED" else verdict.lower()
             said = said if verdict in ("CONFIRMED", "FAILED") else f"{'is' if n == 1 else 'are'} {said}"
-            subject = _word(n) if n < len(declared) or n == 1 else f"All {n}"
+            subject = _word(n) if n < len(declared) else "It" if n == 1 else f"All {n}"
             sentences.append(f"{subject} {said}: {meaning}{_failures(declared) if verdict == 'FAILED' else ''}.")
     if exploratory:
         n, further = len(exploratory), " further" if declared else ""

@@ -152,6 +152,12 @@ def rows_axis(names: Sequence[str], grid: bool = False) -> alt.Y:
     return alt.Y("label:N", sort=list(names), scale=alt.Scale(domain=list(names), padding=0), axis=axis)
 
 
+def columns_axis(names: Sequence[str]) -> alt.X:
+    """A horizontal axis of named columns without its own labels; `column_labels` writes them."""
+    axis = alt.Axis(labels=False, title=None, ticks=False, domain=False, grid=False)
+    return alt.X("column:N", sort=list(names), scale=alt.Scale(domain=list(names), padding=0), axis=axis)
+
+
 def row_labels(names: Sequence[str]) -> list[alt.Chart]:
     """Names at the left of their rows, two-line ones centred on the row (which an axis cannot do)."""
     layers = []
@@ -164,8 +170,20 @@ def row_labels(names: Sequence[str]) -> list[alt.Chart]:
     return layers
 
 
-def panel_title(text: str) -> alt.Chart:
-    """A panel's name above its left edge, at the same height whatever its axes carry."""
+def column_labels(names: Sequence[str]) -> list[alt.Chart]:
+    """Names above their columns, their last lines at one height."""
+    layers = []
+    for lines in sorted({name.count("\n") for name in names}):
+        values = [{"column": name} for name in names if name.count("\n") == lines]
+        text = alt.Chart(alt.InlineData(values=values)).mark_text(
+            baseline="bottom", color=INK, fontSize=12, lineBreak="\n", dy=-14 * lines
+        )
+        layers.append(text.encode(x=columns_axis(names), y=alt.value(-6), text="column:N"))
+    return layers
+
+
+def panel_title(text: str, lift: int = 0) -> alt.Chart:
+    """A panel's name above its left edge, at the same height (raised by `lift`) whatever its axes carry."""
     title = alt.Chart(alt.InlineData(values=[{"text": text}])).mark_text(
         align="left",
         baseline="bottom",
@@ -175,7 +193,7 @@ def panel_title(text: str) -> alt.Chart:
         color=INK,
         dy=-15 * text.count("\n"),
     )
-    return title.encode(x=alt.value(0), y=alt.value(-9), text="text:N")
+    return title.encode(x=alt.value(0), y=alt.value(-9 - lift), text="text:N")
 
 
 @dataclass(frozen=True)
