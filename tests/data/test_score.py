@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pools import LAW, lengths, plain_pool, pools, run, scored
 from pydantic import ValidationError
+from scipy.stats import spearmanr
 
 from finetrial.data.dimensions import DIMENSIONS
+from finetrial.data.distribution import correlations
 from finetrial.data.score import ScoreConfig, parse_problem, score
 from finetrial.errors import UserError
 from finetrial.records import Example
@@ -128,6 +130,11 @@ def test_diversity_of_one_available_tool_is_undefined_and_of_one_used_tool_is_ze
     assert math.isnan(scored([run("a", calls)]).columns["action_diversity"][0])
 
 
+def test_diversity_does_not_punish_a_short_run():
+    calls = [("bash", "ls", "x"), ("edit", "a", "x")]
+    assert scored([run("a", calls, tools=["bash", "edit", "search", "submit"])]).columns["action_diversity"][0] == 1.0
+
+
 def test_excluded_dimensions_are_computed_for_the_record():
     calls = [("bash", "ls", "a\n\na\nb"), ("bash", "ls", "a\na"), *[("bash", f"{k}", "q") for k in range(5)]]
     calls.append(("bash", "ls", "q"))  # six calls after the last ls: no repetition any more
@@ -218,10 +225,22 @@ def test_facts_are_json_and_flag_what_does_not_tell_rows_apart():
     assert {"dimension": "clean_observation", "flag": "low variance"}.items() <= next(
         flag for flag in facts["flags"] if flag["dimension"] == "clean_observation"
     ).items()
-    assert facts["correlation"]["composite"]["composite"] == pytest.approx(1.0)
-    assert facts["correlation"]["clean_observation"]["composite"] is None  # constant: undefined, not 0
-    few = scored(plain_pool(4, 2)).facts()
-    assert few["correlation"]["composite"]["efficiency"] is None  # too few rows for a correlation
+    assert facts["dimensions"]["clean_observation"]["flagged"]
+    names, matrix = facts["correlation"]["names"], facts["correlation"]["matrix"]
+    composite, clean = names.index("composite"), names.index("clean_observation")
+    assert matrix[composite][composite] == pytest.approx(1.0)
+    assert matrix[clean][composite] is None  # constant: undefined, not 0
+    few = scored(plain_pool(4, 2)).facts()["correlation"]["matrix"]
+    assert few[composite][composite] is None  # too few rows for a correlation
+
+
+def test_correlations_use_the_rows_where_both_are_present():
+    random = np.random.Generator(np.random.PCG64(0))
+    x, y = random.normal(size=40), random.normal(size=40)
+    y[:9], x[30:] = np.nan, np.nan
+    facts = correlations({"x": x, "y": y})
+    expected = pytest.approx(float(spearmanr(x[9:30], y[9:30]).statistic))
+    assert facts == {"names": ["x", "y"], "matrix": [[pytest.approx(1.0), expected], [expected, pytest.approx(1.0)]]}
 
 
 def test_quantiles_match_numpy():
@@ -264,3 +283,18 @@ def test_tau_bench(data_dir):
     v3 = score(pool, ScoreConfig(version="v3"), lengths(pool), 8192 * 4).facts()
     assert v3["dimensions"]["observation_utilisation"]["share_default"] == 1.0  # v3 rewards the emptiness
     assert {flag["dimension"] for flag in v3["flags"]} >= {"error_retry", "observation_utilisation"}
+
+
+@pytest.mark.slow
+def test_two_thousand_trajectories_a_second(data_dir):
+    from time import process_time
+
+    from finetrial.data.read import read
+
+    pool = read(str(data_dir / "tau_bench/historical_trajectories/gpt-4o-airline.json")).examples
+    pool = [example for example in pool if sum(m["role"] == "assistant" for m in example.messages) >= 10]
+    pool = [example for example in pool if example.content_hash] * 20
+    tokens = lengths(pool)
+    start = process_time()
+    score(pool, ScoreConfig(), tokens, 8192)
+    assert len(pool) / (process_time() - start) >= 2000

@@ -59,17 +59,18 @@ def distribution(values_N: np.ndarray, defaulted_N: np.ndarray | None = None) ->
     return facts
 
 
-def correlations(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+def correlations(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Spearman's rank correlation of every two columns over the rows where both are present.
 
-    None where fewer than `MIN_PAIRS` rows remain or one of the two is constant.
+    Returns:
+        `names` and `matrix` (rows and columns in the order of `names`). An entry is None where fewer than
+        `MIN_PAIRS` rows remain or one of the two columns is constant.
     """
-    matrix: dict[str, dict[str, float | None]] = {name: {} for name in columns}
-    for first, second in combinations_with_replacement(columns, 2):
-        both = ~np.isnan(columns[first]) & ~np.isnan(columns[second])
-        value = _spearman(columns[first][both], columns[second][both])
-        matrix[first][second] = matrix[second][first] = value
-    return matrix
+    matrix: list[list[float | None]] = [[None] * len(columns) for _ in columns]
+    for (i, first), (j, second) in combinations_with_replacement(enumerate(columns.values()), 2):
+        both = ~np.isnan(first) & ~np.isnan(second)
+        matrix[i][j] = matrix[j][i] = _spearman(first[both], second[both])
+    return {"names": list(columns), "matrix": matrix}
 
 
 def flags(distributions: Mapping[str, Mapping[str, Any]], dimensions: Sequence[str]) -> list[dict[str, str]]:

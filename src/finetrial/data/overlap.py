@@ -14,19 +14,15 @@ def overlap(selections: Mapping[str, Selection]) -> dict[str, Any]:
     """Shared rows and Jaccard index (shared / either) of every two selections, by (id, content hash).
 
     Returns:
-        `names`, `shared` and `jaccard` (name -> name -> number), and `nearly_same`: pairs with an index of at
-        least `NEARLY_SAME`.
+        `names`; `matrix` (Jaccard) and `shared` (rows), in the order of `names`; and `nearly_same`: pairs of names
+        with an index of at least `NEARLY_SAME`.
     """
-    rows = {
-        name: frozenset(zip(selection.ids, selection.content_hashes, strict=True))
-        for name, selection in selections.items()
-    }
-    shared = {first: {second: len(rows[first] & rows[second]) for second in rows} for first in rows}
-    jaccard = {
-        first: {second: shared[first][second] / len(rows[first] | rows[second]) for second in rows} for first in rows
-    }
-    near = [list(pair) for pair in combinations(rows, 2) if jaccard[pair[0]][pair[1]] >= NEARLY_SAME]
-    return {"names": list(rows), "shared": shared, "jaccard": jaccard, "nearly_same": near}
+    rows = [frozenset(zip(selection.ids, selection.content_hashes, strict=True)) for selection in selections.values()]
+    shared = [[len(first & second) for second in rows] for first in rows]
+    matrix = [[len(first & second) / len(first | second) for second in rows] for first in rows]
+    names = list(selections)
+    near = [[names[i], names[j]] for i, j in combinations(range(len(names)), 2) if matrix[i][j] >= NEARLY_SAME]
+    return {"names": names, "matrix": matrix, "shared": shared, "nearly_same": near}
 
 
 def side_by_side(selections: Mapping[str, Selection], steps: Mapping[str, int]) -> list[dict[str, Any]]:

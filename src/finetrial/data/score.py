@@ -153,11 +153,13 @@ class ScoreTable:
     def facts(self) -> dict[str, Any]:
         """Gate reasons, distribution per column (all rows, and those that pass), rank correlations and flags."""
         passed = self.passed
-        spread = {name: distribution(column, self.defaulted.get(name)) for name, column in self.columns.items()}
-        gated = {
-            name: distribution(column[passed], self.defaulted[name][passed] if name in self.defaulted else None)
-            for name, column in self.columns.items()
-        }
+        none = np.zeros(len(self), dtype=bool)
+        stand_ins = {name: self.defaulted.get(name, none) for name in self.columns}
+        spread = {name: distribution(column, stand_ins[name]) for name, column in self.columns.items()}
+        gated = {name: distribution(column[passed], stand_ins[name][passed]) for name, column in self.columns.items()}
+        flagged = flags(gated if passed.any() else spread, tuple(DIMENSIONS))
+        for name, facts in spread.items():
+            facts["flagged"] = any(flag["dimension"] == name for flag in flagged)
         return {
             "rows": len(self),
             "passed": int(passed.sum()),
@@ -166,7 +168,7 @@ class ScoreTable:
             "dimensions": spread,
             "dimensions_passed": gated,
             "correlation": correlations(self.columns | {"tokens": self.tokens.astype(np.float64)}),
-            "flags": flags(gated if passed.any() else spread, tuple(DIMENSIONS)),
+            "flags": flagged,
         }
 
 
