@@ -1,0 +1,172 @@
+"""Perplexity of the base and of N adapters on the same items, in one sweep over the data.
+
+The items are sorted and padded once; every adapter then sees the very same batches, whose composition depends on
+neither the adapters nor their number. What rounding a batch brings is therefore common to all of them and cancels
+in a contrast; where adapters are merged, one that is zero scores the base's numbers bit for bit.
+
+Shapes: G scored models (0 is the base, 1 + n is adapter n), K items.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetrial.errors import UserError
+from finetrial.evaluate.progress import Progress
+from finetrial.model.adapters import Adapter, AdapterStack
+from finetrial.model.loss import Batch, Head, Stream, collate, head_of, stream, token_nll
+from finetrial.model.render import Rendered
+
+ADAPTERS_PER_PASS = 8
+"""Row groups of a pass over a base that adapters cannot be merged into; fixed, so N does not shape the batches."""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Negative log-likelihoods per model and item."""
+
+    items: tuple[str, ...]
+    """Ids in the order in which they were given."""
+    nll_GK: np.ndarray
+    """float64 nats over an item's supervised tokens; row 0 is the base, row 1 + n adapter n."""
+    tokens_K: np.ndarray
+    """int64 supervised tokens."""
+    bytes_K: np.ndarray
+    """int64 UTF-8 bytes of those tokens' text."""
+
+
+def perplexity(
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    items: Mapping[str, Rendered],
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+    merge: bool | None = None,
+) -> Likelihoods:
+    """Score every item under the base and under each adapter.
+
+    Args:
+        model: a transformers causal language model, plain; it is a plain base again afterwards.
+        adapters: may be empty.
+        items: id -> rendered item.
+        batch_tokens: padded tokens of one batch of items; a longer item is a batch of its own.
+        progress: shown in units of one item under one model, with the running mean loss per token.
+        merge: fold each adapter into a copy of the weights, one sweep per adapter, instead of row groups; the
+            default does so for a float32 base on a CPU, where it is faster and equal up to rounding.
+
+    Raises:
+        UserError: there are no items, or one has no supervised token.
+    """
+    streams = {name: stream(row, f"item '{name}'") for name, row in items.items()}
+    empty = [name for name, row in streams.items() if not len(row.target_M)]
+    if empty or not streams:
+        raise UserError(
+            f"item '{empty[0]}' and {len(empty) - 1} more have no supervised token to score"
+            if empty
+            else "there are no items to score"
+        )
+    device, dtype = next((parameter.device, parameter.dtype) for parameter in model.parameters())
+    if merge is None:
+        merge = device.type == "cpu" and dtype == torch.float32
+    model.eval()
+    head = head_of(model)
+    names = tuple(streams)
+    places = {name: place for place, name in enumerate(names)}
+    nll_GK = np.zeros((1 + len(adapters), len(names)))
+    tokens_K = np.array([len(streams[name].target_M) for name in names])
+    batches = [
+        ([places[name] for name in chosen], collate([streams[name] for name in chosen], device))
+        for chosen in _batches(streams, batch_tokens)
+    ]
+    seen_nll = seen_tokens = done = 0
+    with AdapterStack(model, adapters) as stack, torch.inference_mode():
+        for group in _groups(len(adapters), merge):
+            with stack.merged(group[0] - 1) if merge and group[0] else contextlib.nullcontext():
+                for chosen, batch in batches:
+                    nll_gk = _score(model, head, stack, group, batch)
+                    nll_GK[np.ix_(group, chosen)] = nll_gk
+                    done += nll_gk.size
+                    seen_nll += float(nll_gk.sum())
+                    seen_tokens += len(group) * int(tokens_K[chosen].sum())
+                    if progress is not None:
+                        progress.update(done, seen_nll / seen_tokens)
+    bytes_K = np.array([items[name].supervised_bytes for name in names])
+    return Likelihoods(names, nll_GK, tokens_K, bytes_K)
+
+
+def item_nll(nll_K: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
+    """Nats per supervised token of each item (K,): the unit that is paired between models. No tokens give NaN."""
+    return np.divide(nll_K, tokens_K, out=np.full(len(nll_K), np.nan), where=tokens_K > 0)
+
+
+def token_perplexity(nll_K: np.ndarray, tokens_K: np.ndarray) -> float:
+    """exp(sum of nats / sum of tokens): each token weighs the same, so long items count more.
+
+    Not comparable between tokenizers; `bits_per_byte` is.
+
+    Raises:
+        ValueError: there are no tokens.
+    """
+    if not tokens_K.sum():
+        raise ValueError("perplexity of no tokens is undefined")
+    return float(np.exp(nll_K.sum() / tokens_K.sum()))
+
+
+def mean_item_nll(nll_K: np.ndarray, tokens_K: np.ndarray) -> float:
+    """Mean over items of nats per token: each item weighs the same. Items without tokens are refused.
+
+    Raises:
+        ValueError: an item has no tokens.
+    """
+    if not len(tokens_K) or not tokens_K.all():
+        raise ValueError("every item needs a supervised token")
+    return float(item_nll(nll_K, tokens_K).mean())
+
+
+def bits_per_byte(nll_K: np.ndarray, bytes_K: np.ndarray) -> float:
+    """Sum of nats / (ln 2 · sum of bytes): comparable between tokenizers on the same text.
+
+    Raises:
+        ValueError: there are no bytes.
+    """
+    if not bytes_K.sum():
+        raise ValueError("bits per byte of no bytes are undefined")
+    return float(nll_K.sum() / (np.log(2) * bytes_K.sum()))
+
+
+def _groups(adapters: int, merge: bool) -> list[list[int]]:
+    """The models of each pass, as rows of nll_GK."""
+    size = 1 if merge else ADAPTERS_PER_PASS
+    everyone = list(range(1 + adapters))
+    return [everyone[start : start + size] for start in range(0, len(everyone), size)]
+
+
+def _batches(streams: Mapping[str, Stream], batch_tokens: int) -> list[list[str]]:
+    """Items in batches of like length, longest first, so that memory peaks at once."""
+    batches: list[list[str]] = []
+    for name in sorted(streams, key=lambda name: -streams[name].tokens):  # stable: equal lengths keep their order
+        if batches and streams[batches[-1][0]].tokens * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(name)
+        else:
+            batches.append([name])
+    return batches
+
+
+def _score(model: nn.Module, head: Head, stack: AdapterStack, group: Sequence[int], batch: Batch) -> np.ndarray:
+    """Nats of each item of a batch under each model of `group`: (models, items)."""
+    rows, copies = len(batch.counts_S), len(group)
+    starts_G1 = torch.arange(copies, device=batch.ids_ST.device)[:, None] * batch.ids_ST.numel()
+    repeated = Batch(
+        batch.ids_ST.repeat(copies, 1),
+        (batch.index_M + starts_G1).flatten(),
+        batch.target_M.repeat(copies),
+        batch.counts_S * copies,
+    )
+    with stack.rows([g - 1 if g else None for g in group for _ in range(rows)]):
+        nll_M = token_nll(model, head, repeated).double().cpu().numpy()
+    starts = np.concatenate([[0], np.cumsum(repeated.counts_S)[:-1]])
+    return np.add.reduceat(nll_M, starts).reshape(copies, rows)

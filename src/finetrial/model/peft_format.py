@@ -1,0 +1,103 @@
+"""Adapters in PEFT's file format: `adapter_config.json` and `adapter_model.safetensors`.
+
+Shapes: I input and O output features of a linear layer, R rank. PEFT stores A as (R, I) and B as (O, R).
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from finetrial.errors import UserError
+from finetrial.model.adapters import Adapter
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+UNSUPPORTED = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
+"""Fields of PEFT's LoraConfig that change what the weights mean; an adapter that uses one is refused."""
+
+
+def save_peft(adapter: Adapter, folder: Path, base: str, revision: str | None = None) -> None:
+    """Write `adapter` so that PEFT, vLLM and the hub take it as it is.
+
+    Args:
+        adapter: what to write.
+        folder: created where missing; its two files are overwritten.
+        base: name or path of the base model, for the record in the configuration.
+        revision: commit of a hub base.
+    """
+    from peft import LoraConfig, TaskType  # several seconds to import, and only this function needs it
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank whatever the number's type
+        use_rslora=adapter.rslora,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets),
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        base_model_name_or_path=base,
+        revision=revision,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for path, (a_IR, b_RO) in adapter.weights.items():
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = a_IR.T.contiguous()
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = b_RO.T.contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_peft(folder: Path) -> Adapter:
+    """Read a LoRA adapter that PEFT, TRL or finetrial wrote.
+
+    Raises:
+        UserError: a file is missing, the adapter is no plain LoRA, or its tensors do not pair up.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; expected a folder that PEFT's save_pretrained wrote")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
+    used = [field for field in UNSUPPORTED if config.get(field)]
+    if config.get("bias", "none") != "none":
+        used.append("bias")
+    if used:
+        raise UserError(f"{folder / CONFIG}: uses {', '.join(used)}; finetrial stacks plain LoRA adapters only")
+    targets = config["target_modules"]
+    return Adapter(
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        rslora=bool(config.get("use_rslora", False)),
+        dropout=float(config.get("lora_dropout", 0.0)),
+        targets=targets if isinstance(targets, str) else tuple(sorted(targets)),
+        weights=_pairs(folder / WEIGHTS),
+    )
+
+
+def _pairs(file: Path) -> dict[str, tuple]:
+    tensors = load_file(file)
+    halves: dict[str, dict[str, str]] = {}
+    for name in tensors:
+        path, _, half = name.removeprefix(PREFIX).rpartition(".lora_")
+        if not name.startswith(PREFIX) or half not in ("A.weight", "B.weight"):
+            raise UserError(f"{file}: unexpected tensor '{name}', expected '{PREFIX}<layer>.lora_A.weight' or B")
+        halves.setdefault(path, {})[half[0]] = name
+    weights = {}
+    for path, pair in halves.items():
+        if set(pair) != {"A", "B"}:
+            raise UserError(f"{file}: layer '{path}' has only lora_{'/'.join(pair)}, expected both A and B")
+        weights[path] = tuple(tensors[pair[half]].float().T.contiguous() for half in "AB")
+    return weights
