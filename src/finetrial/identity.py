@@ -28,6 +28,13 @@ def canonical(value: Any) -> Any:
 
 
 def _canonical(value: Any, place: str) -> Any:
+    kind = type(value)  # plain types first: they are nearly all there is, and abstract base classes are slow
+    if kind is str:
+        return value
+    if kind is dict and all(type(key) is str for key in value):
+        return {key: _canonical(item, f"{place}.{key}") for key, item in value.items()}
+    if kind is list:
+        return [_canonical(item, f"{place}[{i}]") for i, item in enumerate(value)]
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, np.integer)):

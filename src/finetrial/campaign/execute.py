@@ -20,7 +20,8 @@ from finetrial.campaign.folder import Folder, publish, write_outcomes
 from finetrial.campaign.plan import Plan, Run, cohorts, plan
 from finetrial.campaign.prepare import Prepared, prepare
 from finetrial.campaign.spec import BASE, Spec
-from finetrial.campaign.stages import STAGES, open_machine
+from finetrial.campaign.stages import STAGES
+from finetrial.model.base import Base, load_base
 from finetrial.records import Outcome
 from finetrial.store import read_json
 
@@ -94,15 +95,15 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         clock.lap("data_s")
         _tell(decided, say)
 
-        machine = open_machine(spec, options.device)
-        manifest["base"] = machine.facts
+        base = load_base(spec.model, options.device)
+        manifest["base"] |= _base_facts(base)
         clock.lap("model_io_s")
         for cohort in cohorts(decided.pending, options.cohort_size):
-            STAGES["train"](machine, folder, spec, cohort, prepared, say)
+            STAGES["train"](base, folder, spec, cohort, prepared, say)
             clock.lap("train_s")
         records = {run.name: _publish(folder, run) for run in decided.runs}
         clock.lap("model_io_s")
-        outcomes = STAGES["evaluate"](machine, folder, spec, decided, records, prepared, say)
+        outcomes = STAGES["evaluate"](base, folder, spec, decided, records, prepared, say)
         write_outcomes(folder.path / "outcomes.parquet", outcomes)
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
         clock.lap("evaluate_s")
@@ -172,6 +173,15 @@ def _manifest(spec: Spec, prepared: Prepared, decided: Plan, started: str, is_dr
     }
 
 
+def _base_facts(base: Base) -> dict[str, Any]:
+    return {
+        "parameters": base.parameters,
+        "vocabulary": base.vocabulary,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "device": str(base.device),
+    }
+
+
 def _run_entry(run: Run, record: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "condition": run.condition,
@@ -202,7 +212,8 @@ def _integrity(
     for name, record in records.items():
         if record["status"] == "done":
             adapters.setdefault(record["adapter"], []).append(name)
-    twins = [" = ".join(names) for names in adapters.values() if len({decided_key(decided, n) for n in names}) > 1]
+    keys = {run.name: run.key for run in decided.runs}
+    twins = [" = ".join(names) for names in adapters.values() if len({keys[name] for name in names}) > 1]
     idle = [name for name, record in records.items() if record["status"] == "done" and not record["moved"]]
     expected = {(run.condition, run.seed) for run in decided.runs if records[run.name]["status"] == "done"}
     seen = {(outcome.condition, outcome.seed) for outcome in outcomes if outcome.value is not None}
@@ -214,11 +225,6 @@ def _integrity(
         _check("every finished run was evaluated", not absent, absent),
         _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
     ]
-
-
-def decided_key(decided: Plan, name: str) -> str:
-    """Train key of the run called `name`."""
-    return next(run.key for run in decided.runs if run.name == name)
 
 
 def _check(check: str, passed: bool, details: list[str]) -> dict[str, Any]:

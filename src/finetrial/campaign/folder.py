@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from finetrial.errors import UserError, nearest
 from finetrial.records import Outcome
-from finetrial.store import Store, read_json, write_json
+from finetrial.store import DONE, Store, read_json, write_json
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -134,10 +134,11 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Copy a finished artefact to where readers look for it, replacing what is there in one step."""
+    """Copy a finished run to where readers look for it; its marker becomes `record.json`."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
+    (partial / DONE).rename(partial / "record.json")
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)

@@ -10,6 +10,7 @@ from rich.text import Text
 from finetrial.campaign.spec import Spec, load_spec
 from finetrial.cli.app import AsJson, Logs, Overrides, SpecPath, app, console, emit_json, say, table
 from finetrial.errors import UserError, nearest
+from finetrial.store import read_json
 
 EXIT_CODES = {"CONFIRMED": 0, "FAILED": 10, "INCONCLUSIVE": 20, "INVALID": 30}
 
@@ -160,9 +161,9 @@ def run(
     folder = execute(load_spec(spec, overrides or ()), options, _silent if as_json else say)
     built = build(folder.path)
     if as_json:
-        emit_json({"folder": str(folder.path), "report": str(built.html), **built.summary})
+        emit_json({"folder": str(folder.path), "report": str(built.html), **read_json(built.json)})
     else:
-        _print_verdicts(built.summary["contrasts"])
+        _print_verdicts(read_json(built.json)["contrasts"])
         say(f"report: {built.html}")
 
 
@@ -208,22 +209,28 @@ def verdict(
     Over several contrasts the exit code is the gravest: invalid, then failed, then inconclusive.
     """
     from finetrial.campaign.folder import open_folder
-    from finetrial.report.build import judge_folder
+    from finetrial.report.build import gather
+    from finetrial.report.facts import twin
 
-    findings = judge_folder(open_folder(directory, logs).path)
-    names = [finding["contrast"] for finding in findings]
+    judged = twin(gather(open_folder(directory, logs).path))
+    findings, waiting = judged["contrasts"], judged["unjudged"]
     if contrast is not None:
-        if contrast not in names:
+        names = [finding["contrast"] for finding in findings]
+        if contrast not in [*names, *waiting]:
             raise UserError(f"no contrast {contrast!r}{nearest(contrast, names)}; there are: {', '.join(names)}")
         findings = [finding for finding in findings if finding["contrast"] == contrast]
-    if not findings:
+        waiting = [name for name in waiting if name == contrast]
+    if not findings and not waiting:
         raise UserError("the campaign declares no [[contrasts]], so there is nothing to decide")
     if as_json:
-        emit_json(findings)
+        emit_json({"contrasts": findings, "not_evaluated_yet": waiting})
     else:
         _print_verdicts(findings)
+        for name in waiting:
+            say(f"not evaluated yet: {name}")
+    verdicts = [finding["verdict"] for finding in findings] + ["INCONCLUSIVE"] * len(waiting)
     gravity = ["INVALID", "FAILED", "INCONCLUSIVE", "CONFIRMED"]
-    raise typer.Exit(EXIT_CODES[min((finding["verdict"] for finding in findings), key=gravity.index)])
+    raise typer.Exit(EXIT_CODES[min(verdicts, key=gravity.index)])
 
 
 def _planned(spec: Path, overrides: list[str] | None, max_steps: int | None, logs: Path) -> tuple[Spec, Any, Any, Any]:
