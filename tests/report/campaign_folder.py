@@ -187,9 +187,9 @@ def make_manifest(
 
 
 def resolved_condition(recipe: Recipe) -> dict[str, Any]:
-    """A condition's resolved tables: those of one strategy differ in `selection.size` alone."""
+    """A condition's resolved tables: those of one strategy differ in `selection.n` alone."""
     strategy = recipe.name.rpartition("-")[0]
-    selection = {"strategy": strategy, "size": recipe.examples}
+    selection = {"strategy": strategy, "n": recipe.examples}
     training = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-4}
     return {"name": recipe.name, "question": "", "selection": selection, "training": training}
 
@@ -203,7 +203,7 @@ def run_entry(condition: str, seed: int, order: int) -> dict[str, Any]:
         decision, reason = "NEW", "no earlier result"
     folder = f"runs/{condition}_s{seed}"
     entry = {"condition": condition, "seed": seed, "folder": folder, "status": "done", "decision": decision}
-    entry |= {"reason": reason, "saves_s": saves, "train_key": f"{order:02x}{seed:02x}" * 16}
+    entry |= {"reason": reason, "saves_s": saves, "train_key": f"{order:02x}{seed:02x}" * 16, "steps": 125}
     return entry | {"adapter": f"{folder}/adapter", "cohort": f"c{order // 4}"}
 
 
@@ -216,24 +216,28 @@ def make_data(recipes: Sequence[Recipe], rng: np.random.Generator) -> dict[str, 
     correlation = np.eye(4) + 0.0
     for i, j, value in ((0, 1, 0.34), (0, 2, -0.12), (0, 3, 0.05), (1, 2, -0.28), (1, 3, 0.11), (2, 3, 0.41)):
         correlation[i, j] = correlation[j, i] = value
-    scores: dict[str, Any] = {}
+    dimensions: dict[str, Any] = {}
     for k, name in enumerate(DIMENSIONS):
         sample = rng.beta(2 + 2 * k, 3, 4000) if name != "retry" else np.minimum(1, rng.normal(0.97, 0.03, 4000))
         low, q25, median, q75, high = (float(q) for q in np.quantile(sample, [0, 0.25, 0.5, 0.75, 1]))
-        scores[name] = {"min": low, "q25": q25, "median": median, "q75": q75, "max": high}
-        scores[name] |= {"mean": float(sample.mean()), "std": float(sample.std()), "share_missing": 0.0}
-        scores[name] |= {"share_default": 0.18 if name == "observation_use" else 0.0}
-        scores[name] |= {"flagged": bool(sample.std() < 0.05)}
+        dimensions[name] = {"min": low, "q25": q25, "median": median, "q75": q75, "max": high}
+        dimensions[name] |= {"mean": float(sample.mean()), "std": float(sample.std()), "share_missing": 0.0}
+        dimensions[name] |= {"share_default": 0.18 if name == "observation_use" else 0.0}
+        dimensions[name] |= {"flagged": bool(sample.std() < 0.05)}
+    scores = {"rows": 8571, "passed": 4102, "max_length": 512, "gate": {"not resolved": 4469}}
+    scores |= {"dimensions": dimensions, "flags": [{"dimension": "retry", "reason": "standard deviation below 0.05"}]}
     scores["correlation"] = {"names": list(DIMENSIONS), "matrix": correlation.tolist()}
+    reasons = {"no assistant turn": {"rows": 214, "places": ["a.jsonl:17"]}, "duplicate": {"rows": 215, "places": []}}
     return {
-        "pool": {"rows_read": 9000, "rows_kept": 8571, "dropped": {"no assistant turn": 214, "duplicate content": 215}},
+        "pool": {"rows": 9000, "kept": 8571, "dropped": 429, "reasons": reasons, "files": []},
+        "test_sets": {"redrawn": None, "scorer": "this scorer"},
         "scores": scores,
         "selections": [
             {"condition": r.name, "seed": None, "examples": r.examples, "groups": int(0.7 * r.examples)}
-            | {"tokens": r.examples * 412, "steps": r.examples // 4, "key": f"{k:04x}" * 16}
+            | {"tokens": r.examples * 412, "tokens_cut": 40 * k, "turns": 9 * r.examples, "key": f"{k:04x}" * 16}
             for k, r in enumerate(recipes)
         ],
-        "overlap": {"names": names, "matrix": overlap.tolist()},
+        "overlap": {"names": names, "matrix": overlap.tolist(), "nearly_same": []},
     }
 
 

@@ -75,14 +75,15 @@ def test_wide_campaign_stays_legible(tmp_path: Path) -> None:
     recipes = (*LARGE, *(Recipe(f"one-more-recipe-number-{k}-500", 500, 0.2) for k in range(7)))
     folder = write_campaign(tmp_path, recipes, range(1, 5), tuple(SUITES), 6, large_contrasts())
     report = gather(folder)
-    for chart in draw(report):
+    drawn = draw(report)
+    for chart in drawn:
         width = float(re.search(r'width="([\d.]+)"', chart.svg)[1])  # pyright: ignore[reportOptionalSubscript]
         assert width <= 940, chart.name
         assert min(float(size) for size in re.findall(r'font-size="([\d.]+)px"', chart.svg)) >= 10, chart.name
         assert len(chart.svg) < 400_000, chart.name
         for value in re.findall(r"-?\d+\.\d{3,}", re.sub(r">[^<]*<|aria-label=\"[^\"]*\"", "", chart.svg)):
             pytest.fail(f"{chart.name}: coordinate {value} is not rounded")
-    heat = next(chart for chart in draw(report) if chart.name == "heatmap-nll")
+    heat = next(chart for chart in drawn if chart.name == "heatmap-nll")
     words = " ".join(texts(heat.svg))
     for recipe in recipes:
         assert recipe.name[:20] in words
@@ -140,11 +141,21 @@ def test_no_scaling_chart_when_the_recipe_differs_too(report: Report) -> None:
 def test_scores_beyond_zero_and_one_get_axes_of_their_own(report: Report) -> None:
     scores = {"length": {"min": 10, "q25": 200, "median": 400, "q75": 900, "max": 4000, "mean": 600, "std": 300}}
     scores |= {"ratio": {"min": 0, "q25": 0.2, "median": 0.4, "q75": 0.9, "max": 1, "mean": 0.6, "std": 0.3}}
-    data = {"scores": {**scores, "absent": {"median": None, "share_missing": 1.0}}}
+    data = {"scores": {"dimensions": {**scores, "absent": {"median": None, "share_missing": 1.0}}}}
     chart = diagnostics.scores(replace(report, manifest={**report.manifest, "data": data}))
     assert chart is not None
     assert {"score, length", "score, ratio"} <= set(texts(chart.svg))
     assert "absent" not in texts(chart.svg)
+
+
+def test_selections_that_are_nearly_the_same_are_named(report: Report) -> None:
+    names = ["a", "b", "c"]
+    matrix = [[1.0, 0.93, None], [0.93, 1.0, 0.1], [None, 0.1, 1.0]]
+    data = {"overlap": {"names": names, "matrix": matrix, "nearly_same": [["a", "b"]]}}
+    chart = diagnostics.overlap(replace(report, manifest={**report.manifest, "data": data}))
+    assert chart is not None
+    assert "Nearly the same: a and b." in chart.caption
+    assert texts(chart.svg).count("93") == 2
 
 
 def test_timing_shares_add_up(report: Report) -> None:

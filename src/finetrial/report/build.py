@@ -93,7 +93,11 @@ def _judged(manifest: Mapping[str, Any], table: OutcomeTable) -> tuple[tuple[Fin
         ready,
         AnalysisConfig.model_validate(spec.get("analysis", {})),
         primary_metric=spec.get("campaign", {}).get("primary_metric", "nll"),
-        integrity=[f"{c['check']}: {c['detail']}" for c in manifest.get("integrity", []) if not c["passed"]],
+        integrity=[
+            f"failed check “{check['check']}”: {check['detail'] or 'no detail recorded'}"
+            for check in manifest.get("integrity", [])
+            if not check["passed"]
+        ],
     )
     return tuple(findings), tuple(contrast.name for contrast in waiting)
 

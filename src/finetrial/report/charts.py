@@ -19,6 +19,7 @@ from finetrial.report.theme import (
     ZONE,
     Chart,
     Mark,
+    chart_of,
     column_labels,
     columns_axis,
     count,
@@ -90,7 +91,7 @@ def _forest_panel(findings: Sequence[Finding], places: int, marks: Sequence[Mark
     rows = [_forest_row(finding, domain, places) for finding in findings]
     names = [row["label"] for row in rows]
     height, width = 36 if any("\n" in name for name in names) else 28, 400
-    base = alt.Chart(alt.InlineData(values=rows))
+    base = chart_of(rows)
     y = rows_axis(names)
     axis = alt.Axis(title=title, tickCount=6, grid=True)
     scale = alt.Scale(domain=list(domain), nice=False)
@@ -228,7 +229,7 @@ def _grid(
 ) -> Any:
     """Cells coloured by `fields[0]`, with `fields[1]` and below it `fields[2]` as text."""
     ink = alt.condition("datum.dark", alt.value("#fdfdfd"), alt.value("#111111"))
-    base = alt.Chart(alt.InlineData(values=rows)).encode(columns_axis(columns), rows_axis(names))
+    base = chart_of(rows).encode(columns_axis(columns), rows_axis(names))
     lines = max(column.count("\n") for column in columns)
     return alt.layer(
         base.mark_rect(stroke="white", strokeWidth=2).encode(alt.Color(f"{fields[0]}:Q", scale=scale, legend=None)),
@@ -293,7 +294,7 @@ def _dots(rows: Rows, names: Sequence[str], domain: tuple[float, float], title: 
     scale = alt.Scale(domain=list(domain), nice=False)
     axis = alt.Axis(title=title, tickCount=4)
     y = rows_axis(names, grid=True)
-    data = alt.Chart(alt.InlineData(values=rows))
+    data = chart_of(rows)
     at = alt.X("value:Q", scale=scale, axis=axis)
     dots = data.mark_point(filled=True, size=60, opacity=0.75, color=SERIES[0])
     layers = [

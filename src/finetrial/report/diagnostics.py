@@ -15,6 +15,7 @@ from finetrial.report.theme import (
     MUTED,
     SERIES,
     Chart,
+    chart_of,
     count,
     duration,
     finish,
@@ -34,14 +35,16 @@ def overlap(report: Report) -> Chart | None:
     section = report.section("data", "overlap")
     if section is None or len(section["names"]) < 2:
         return None
+    pairs = [f"{first} and {second}" for first, second in section.get("nearly_same", [])]
+    near = f"Nearly the same: {', '.join(pairs)}. " if pairs else ""
     scale = alt.Scale(scheme="blues", domain=[0, 1])
     chart = _matrix(section["names"], section["matrix"], scale, lambda value: f"{100 * value:.0f}", lambda v: v > 0.7)
     return finish(
         chart,
         "overlap",
         "How much the selections have in common, %",
-        "Per cent of common examples between the selections of two conditions. Contrasts between selections that "
-        "share most of their rows compare nearly the same training data.",
+        "Rows that two selections share, in per cent of the rows that either has (Jaccard index), for the first seed. "
+        f"{near}Contrasts between selections that share most of their rows compare nearly the same training data.",
         "Heatmap of the share of common training examples. " + _pairs(section, 100, " %"),
     )
 
@@ -76,7 +79,7 @@ def _matrix(
     slanted = alt.Axis(title=None, ticks=False, domain=False, labelAngle=-40, labelLimit=240)
     labels = [wrap(name, 30, 2) for name in names]
     x = alt.X("column:N", sort=list(names), scale=alt.Scale(domain=list(names), padding=0), axis=slanted)
-    base = alt.Chart(alt.InlineData(values=rows)).encode(x, rows_axis(labels))
+    base = chart_of(rows).encode(x, rows_axis(labels))
     ink = alt.condition("datum.dark", alt.value("#fdfdfd"), alt.value("#111111"))
     return alt.layer(
         base.mark_rect(stroke="white", strokeWidth=1).encode(alt.Color("value:Q", scale=scale, legend=None)),
@@ -100,8 +103,7 @@ def _pairs(section: Mapping[str, Any], factor: float, unit: str) -> str:
 
 def dimensions(report: Report) -> dict[str, Mapping[str, Any]]:
     """The score's dimensions with their distribution."""
-    section = report.section("data", "scores") or {}
-    return {name: facts for name, facts in section.items() if name != "correlation"}
+    return report.section("data", "scores", "dimensions") or {}
 
 
 def scores(report: Report) -> Chart | None:
@@ -127,7 +129,7 @@ def scores(report: Report) -> Chart | None:
 
 
 def _boxes(rows: list[dict[str, Any]], domain: list[float] | None) -> Any:
-    data = alt.Chart(alt.InlineData(values=rows))
+    data = chart_of(rows)
     scale = alt.Scale(domain=domain) if domain else alt.Scale(zero=False)
     title = "score" if domain else f"score, {rows[0]['name']}"
     names = [row["label"] for row in rows]
@@ -157,7 +159,7 @@ def curves(report: Report) -> Chart | None:
     high = max(row["high"] for rows in binned.values() for row in rows)
     per_row = 4 if len(names) > 3 else len(names)
     for k, (name, rows) in enumerate(binned.items()):
-        data = alt.Chart(alt.InlineData(values=rows))
+        data = chart_of(rows)
         x = alt.X("step:Q", scale=alt.Scale(domain=[0, steps]), axis=alt.Axis(title="optimiser step", tickCount=3))
         first = k % per_row == 0
         left = alt.Axis(title="training loss (nats/token)" if first else None, labels=first, tickCount=4)
@@ -218,7 +220,7 @@ def timing(report: Report) -> Chart | None:
     parts = [row["part"] for row in rows]
     colours = [*SERIES[:4], MUTED]
     key = [label for _, label in TIMING] + ["other"]
-    data = alt.Chart(alt.InlineData(values=rows))
+    data = chart_of(rows)
     y = alt.Y("part:N", sort=parts, axis=alt.Axis(title=None, ticks=False, domain=False, labelPadding=8))
     x = alt.X("minutes:Q", axis=alt.Axis(title="minutes", tickCount=6))
     scale = alt.Scale(domain=key, range=colours)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import altair as alt
 
@@ -12,6 +11,7 @@ from finetrial.report.theme import (
     SERIES,
     SERIES_SHAPES,
     Chart,
+    chart_of,
     finish,
     metric_words,
     panel_title,
@@ -45,7 +45,7 @@ def scaling(report: Report, metric: str) -> Chart | None:
     suites = [suite for suite in report.suites if any(row["suite"] == suite for row in rows)]
     panels = []
     for suite in suites:
-        data = alt.Chart(alt.InlineData(values=[row for row in rows if row["suite"] == suite]))
+        data = chart_of([row for row in rows if row["suite"] == suite])
         y = alt.Y("value:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=words.axis, tickCount=5))
         panel = alt.layer(
             data.mark_area(opacity=0.16).encode(x, alt.Y("min(value):Q"), alt.Y2("max(value):Q"), colour),
@@ -76,24 +76,17 @@ def scaling(report: Report, metric: str) -> Chart | None:
 def strategies(report: Report) -> dict[str, str]:
     """Condition -> label of its strategy, for conditions whose recipe occurs with at least two selection sizes.
 
-    Two conditions share a strategy when their resolved tables are equal but for the number of selected examples.
+    Two conditions share a strategy when their resolved tables are equal but for `selection.n`.
     """
     size = {s["condition"]: s["examples"] for s in report.section("data", "selections") or []}
     groups: dict[str, list[str]] = {}
     for condition in report.section("spec", "conditions") or []:
-        name = condition["name"]
-        if name in size:
-            rest = {key: value for key, value in condition.items() if key not in ("name", "question")}
-            groups.setdefault(canonical_json(_without(rest, size[name])), []).append(name)
+        if condition["name"] in size:
+            rest = {key: value for key, value in condition.items() if key not in ("name", "question", "selection")}
+            selection = {key: value for key, value in condition["selection"].items() if key != "n"}
+            groups.setdefault(canonical_json([rest, selection]), []).append(condition["name"])
     several = [names for names in groups.values() if len({size[name] for name in names}) > 1]
     return {name: _stem(names, size) for names in several for name in names}
-
-
-def _without(table: Any, examples: int) -> Any:
-    """The table without those leaves that say how many examples there are."""
-    if isinstance(table, Mapping):
-        return {k: _without(v, examples) for k, v in table.items() if type(v) is not int or v != examples}
-    return table
 
 
 def _stem(names: Sequence[str], size: Mapping[str, int]) -> str:

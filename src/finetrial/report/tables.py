@@ -162,10 +162,22 @@ def selections(report: Report) -> Table:
         by_condition.setdefault(selection["condition"], []).append(selection)
     rows = []
     for condition, members in by_condition.items():
-        figures = [_span(member.get(key) for member in members) for key in ("examples", "groups", "tokens", "steps")]
-        keys = list(dict.fromkeys(_short(member.get("key")) for member in members))
-        rows.append([condition, *figures, keys[0] if len(keys) == 1 else f"{len(keys)} selections"])
-    return ["condition", "examples", "groups", "tokens", "optimiser steps", "selection"], rows
+        keys = ("examples", "groups", "turns", "tokens", "tokens_cut")
+        figures = [_span(member.get(key) for member in members) for key in keys]
+        runs = [run for run in report.section("runs") or [] if run["condition"] == condition]
+        identities = list(dict.fromkeys(_short(member.get("key")) for member in members))
+        one = identities[0] if len(identities) == 1 else f"{len(identities)} selections"
+        rows.append([condition, *figures, _span(run.get("steps") for run in runs), one])
+    heads = ["condition", "examples", "groups", "turns", "tokens", "tokens cut off", "optimiser steps", "selection"]
+    return heads, rows
+
+
+def scored(report: Report) -> list[tuple[str, str]]:
+    """How many rows were scored and passed the gate, and what was flagged."""
+    section = report.section("data", "scores") or {}
+    rows = flat({key: section.get(key) for key in ("rows", "passed", "max_length")})
+    rows += [(f"gate: {reason}", number(n)) for reason, n in section.get("gate", {}).items()]
+    return rows + [(f"flag: {flag['dimension']}", flag["reason"]) for flag in section.get("flags", [])]
 
 
 def score_facts(dimensions: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -261,6 +273,8 @@ def _value(value: Any) -> str:
     if isinstance(value, (int, float)):
         return number(value)
     if isinstance(value, (list, tuple)):
+        if not value:
+            return "none"
         return ", ".join(_value(inner) for inner in value)
     return str(value)
 
