@@ -208,7 +208,7 @@ def run(cell: Cell, replicates: int, seed: int = 1) -> Result:
     """Simulate and judge `replicates` campaigns of one design, in blocks that fit into memory."""
     rng = seeds.stream(seed, "validity", repr(cell))
     truth = true_effect(cell)
-    per_campaign = (cell.contrasts + 1) * cell.seeds * cell.items
+    per_campaign = (cell.contrasts + 1) * cell.seeds * cell.items * (cell.samples if cell.metric == "bounded" else 1)
     block = max(1, min(replicates, _BLOCK_VALUES // per_campaign))
     confirmed = refused = covered = 0.0
     other: dict[str, float] = {}

@@ -112,11 +112,16 @@ def _load(source: Source) -> tuple[pa.Table, str]:
         if not paths:
             raise UserError(f"{pattern}: no such file of outcomes")
         try:
-            parts = [pq.ParquetFile(path, read_dictionary=list(_TEXT)) for path in paths]
+            present = [pq.read_schema(path).names for path in paths]
         except pa.ArrowInvalid as error:
             raise UserError(f"{pattern}: not a Parquet file ({error})") from error
         known = {*REQUIRED, *OPTIONAL}
-        tables = [part.read([n for n in part.schema_arrow.names if n in known] or None) for part in parts]
+        tables = [
+            pq.ParquetFile(path, read_dictionary=[n for n in names if n in _TEXT]).read(
+                [n for n in names if n in known]
+            )
+            for path, names in zip(paths, present, strict=True)
+        ]
         return pa.concat_tables(tables, promote_options="permissive"), pattern
     names = [field.name for field in fields(Outcome)]
     types = {"seed": pa.int64(), "sample": pa.int64(), "value": pa.float64(), "weight": pa.float64()}

@@ -124,9 +124,10 @@ def max_t(estimates: Sequence[Estimate | None], reference_R: np.ndarray, exact: 
         if e is None or not e.standard_error > 0:
             out.append(Adjusted(np.inf, 1.0, alpha / n))
             continue
-        t = abs(float(e.estimate / e.standard_error))
+        # The two-way error can be below that of seed means alone: the arrangement as observed always counts.
+        t = min(abs(float(e.estimate / e.standard_error)), float(reference_R.max()))
         p = (int((reference_R >= t * (1 - 1e-12)).sum()) + extra) / (len(reference_R) + extra)
-        out.append(Adjusted(critical, min(1.0, max(p, 1 / (len(reference_R) + extra))), alpha / n))
+        out.append(Adjusted(critical, min(1.0, p), alpha / n))
     return out
 
 

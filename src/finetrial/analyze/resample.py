@@ -78,7 +78,8 @@ def bootstrap(
             each run and each item or cluster in turn.
 
     Raises:
-        UserError: unknown method, arms on different items, paired arms of different length, or one item and one run.
+        UserError: unknown method, arms on different items, paired arms of different length, one item and one run, or
+            resamples without any cell.
     """
     a, b = _features(candidate_SIM), _features(baseline_SIM)
     if method not in ("percentile", "bca"):
@@ -129,6 +130,8 @@ def _evaluate(
         complete = bool(x[..., -1].all())
         sums_M = [np.einsum("bi,bi->b", w_BS @ x[..., m], v_BI) for m in range(x.shape[2] - (1 if complete else 0))]
         count = w_BS.sum(1) * v_BI.sum(1) if complete else sums_M.pop()
+        if not (count > 0).all():
+            raise UserError("bootstrap: so many cells are missing that some resamples are empty; leave out such runs")
         means.append(np.stack(sums_M, axis=1) / count[:, None])
     return statistic(means[0], means[1])
 
