@@ -1,14 +1,16 @@
 """Train the built-in base model on text of the built-in worlds, and record how.
 
-    OMP_NUM_THREADS=1 python scripts/train_base.py [--steps N] [--output DIR]
+    OMP_NUM_THREADS=1 python scripts/train_base.py [--steps N] [--rows shell=5,arithmetic=24] [--start DIR]
 
 Writes config, weights (bfloat16), tokenizer and `training.json` to `src/finetrial/assets/base`. Only problems of
-the split `base` are trained on; the record holds accuracy and loss on problems of the split `campaign`.
+the split `base` are trained on; the record holds accuracy and loss on problems of the split `campaign`. With
+`--start` the model of an earlier stage is trained further on new rows, and its record is kept as `previous`.
 
 Shapes: B rows, T tokens, S supervised tokens.
 """
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from finetrial.data.worlds import VERSIONS, WORLDS
 from finetrial.data.worlds.arithmetic import answer_of
@@ -32,6 +34,8 @@ from finetrial.store import write_json
 SEED = 0
 HELD_OUT_SEED = 1
 WATCH_SEED = 2
+STAGE_SEEDS = 100
+"""Added to the seed of the rows from stage to stage."""
 ASSETS = Path(__file__).resolve().parent.parent / "src" / "finetrial" / "assets" / "base"
 
 VOCABULARY = 1024
@@ -40,8 +44,6 @@ PIECES = r" ?[\p{L}_]+|\d|[^\p{L}\d_]*[^\p{L}\d_\s]|\s+"
 HIDDEN, INTERMEDIATE, LAYERS, HEADS = 128, 448, 4, 4
 MAX_LENGTH = 1024
 
-ROWS = {"shell": 5, "arithmetic": 24}
-"""Rows of each world in one optimiser step."""
 MUON_RATE, ADAM_RATE = 2e-2, 2e-3
 WARMUP, COOLDOWN = 20, 0.3
 """Steps of linear warm-up, and share of the steps over which the rates fall linearly to zero."""
@@ -49,8 +51,8 @@ BUCKET = 64
 """Steps over which rows are sorted by length, so that a batch is padded little."""
 
 HELD_OUT = {"shell": 400, "arithmetic": 1000}
-WATCHED = 200
-"""Campaign problems (of a seed of their own) on which accuracy is watched during training."""
+WATCHED, WATCH_FROM = 200, 0.5
+"""Campaign problems (of a seed of their own) on which accuracy is watched, and from which share of the steps on."""
 MAX_NEW_TOKENS = 128
 
 
@@ -97,6 +99,7 @@ def plain_texts(rows: Sequence[Example]) -> Iterator[str]:
 
 def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     torch.manual_seed(derive(SEED, "base", "initialisation"))
+    vocabulary = tokenizer.get_vocab()
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -107,16 +110,11 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
         head_dim=32,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=vocabulary["<|endoftext|>"],
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=vocabulary["<|im_end|>"],
     )
     return Qwen3ForCausalLM(config)
-
-
-def examples(world: str, count: int, held_out: bool) -> list[Example]:
-    seed, split = (HELD_OUT_SEED, "campaign") if held_out else (SEED, "base")
-    return list(WORLDS[world](count, seed, split))
 
 
 def render_examples(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Rendered]:
@@ -128,19 +126,20 @@ def render_examples(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase)
     return whole
 
 
-def batches(world: str, rows: Sequence[Rendered], steps: int) -> list[list[Rendered]]:
-    """Batches in an order of their own, each of rows of similar length from the same stretch of `BUCKET` steps."""
-    size, ordered = ROWS[world], []
-    for start in range(0, steps, BUCKET):
-        stretch = sorted(rows[start * size : min(start + BUCKET, steps) * size], key=lambda row: len(row.ids_T))
+def batches(world: str, rows: Sequence[Rendered], size: int) -> list[list[Rendered]]:
+    """Batches of `size` rows of similar length; rows move only within their stretch of `BUCKET` batches."""
+    ordered = []
+    for start in range(0, len(rows) // size, BUCKET):
+        stretch = sorted(rows[start * size : (start + BUCKET) * size], key=lambda row: len(row.ids_T))
         groups = [stretch[i : i + size] for i in range(0, len(stretch), size)]
         order = stream(SEED, "base", "order", world, start).permutation(len(groups))
         ordered += [groups[i] for i in order]
     return ordered
 
 
-def supervised_loss(model: Qwen3ForCausalLM, rows: Sequence[Rendered], pad: int) -> tuple[torch.Tensor, int]:
+def supervised_loss(model: Qwen3ForCausalLM, rows: Sequence[Rendered]) -> tuple[torch.Tensor, int]:
     """Sum of the NLL in nats over the supervised tokens of the rows, and their number."""
+    pad = model.config.pad_token_id or 0
     length = max(len(row.ids_T) for row in rows)
     ids_BT = torch.full((len(rows), length), pad)
     mask_BT = torch.zeros((len(rows), length), dtype=torch.bool)
@@ -160,23 +159,32 @@ def rate(step: int, steps: int) -> float:
 
 
 def train(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, data: dict[str, list[Rendered]], steps: int
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    data: dict[str, list[Rendered]],
+    rows_per_step: dict[str, int],
+    steps: int,
+    factor: float,
+    target: float,
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """The loop; returns the history of losses and accuracies, and the speed."""
+    """The loop, which ends after `steps` or once the watched accuracy reaches `target`.
+
+    Returns the history of losses and accuracies, and the speed.
+    """
     watched = list(WORLDS["arithmetic"](WATCHED, WATCH_SEED, "campaign"))
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimisers = [
-        (torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01), MUON_RATE),
-        (torch.optim.AdamW(others, lr=ADAM_RATE, weight_decay=0.0, betas=(0.9, 0.95)), ADAM_RATE),
+        (torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01), factor * MUON_RATE),
+        (torch.optim.AdamW(others, lr=ADAM_RATE, weight_decay=0.0, betas=(0.9, 0.95)), factor * ADAM_RATE),
     ]
-    plan = {world: batches(world, rows, steps) for world, rows in data.items()}
+    plan = {world: batches(world, rows, rows_per_step[world]) for world, rows in data.items()}
     history: list[dict[str, float]] = []
     started, tokens = time.perf_counter(), 0
     window: dict[str, list[float]] = {world: [] for world in plan}
     for step in range(steps):
         for world, ordered in plan.items():
-            total, count = supervised_loss(model, ordered[step], tokenizer.pad_token_id)
+            total, count = supervised_loss(model, ordered[step])
             (total / count / len(plan)).backward()
             window[world].append(total.item() / count)
             tokens += sum(len(row.ids_T) for row in ordered[step])
@@ -187,11 +195,14 @@ def train(
             optimiser.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0 or step + 1 == steps:
             losses = {f"{world}_loss": round(float(np.mean(values)), 4) for world, values in window.items()}
-            accuracy = greedy_accuracy(model, tokenizer, watched)["accuracy"]
-            history.append({"step": step + 1, **losses, "accuracy": accuracy})
+            history.append({"step": step + 1, **losses})
+            if step + 1 >= WATCH_FROM * steps:
+                history[-1]["accuracy"] = greedy_accuracy(model, tokenizer, watched)["accuracy"]
             window = {world: [] for world in plan}
             seconds = time.perf_counter() - started
             print(f"{history[-1]} {seconds:.0f} s, {tokens / seconds:.0f} tokens/s", flush=True)
+            if history[-1].get("accuracy", 0.0) >= target:
+                break
     seconds = time.perf_counter() - started
     return history, {"seconds": round(seconds), "tokens": tokens, "tokens_per_second": round(tokens / seconds)}
 
@@ -205,10 +216,8 @@ def greedy_accuracy(
     for start in range(0, len(problems), 250):
         rows = problems[start : start + 250]
         prompts = [prompt_text(row.messages[:1], tokenizer) for row in rows]
-        encoded = tokenizer(
-            prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        )
-        ids_BT = model.generate(
+        encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        ids_BT = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
             **encoded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         texts = tokenizer.batch_decode(ids_BT[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -226,12 +235,12 @@ def greedy_accuracy(
 
 
 @torch.no_grad()
-def held_out_loss(model: Qwen3ForCausalLM, rows: Sequence[Rendered], pad: int) -> dict[str, float]:
+def held_out_loss(model: Qwen3ForCausalLM, rows: Sequence[Rendered]) -> dict[str, float]:
     """NLL per supervised token (nats) and bits per supervised byte."""
     ordered = sorted(rows, key=lambda row: len(row.ids_T))
     total = count = 0.0
     for start in range(0, len(ordered), 16):
-        loss, tokens = supervised_loss(model, ordered[start : start + 16], pad)
+        loss, tokens = supervised_loss(model, ordered[start : start + 16])
         total, count = total + loss.item(), count + tokens
     size = sum(row.supervised_bytes for row in rows)
     return {
@@ -254,47 +263,63 @@ def lengths(rows: Sequence[Rendered]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=1400, help="optimiser steps")
+    parser.add_argument("--rows", default="shell=5,arithmetic=24", help="rows of each world in one step")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the peak learning rates")
+    parser.add_argument("--target", type=float, default=0.5, help="watched accuracy at which training ends")
+    parser.add_argument("--start", type=Path, help="folder of an earlier stage")
     parser.add_argument("--output", type=Path, default=ASSETS, help="folder to write to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
 
-    template = (ASSETS / "chat_template.jinja").read_text().rstrip("\n")
-    rows = {world: examples(world, ROWS[world] * options.steps, held_out=False) for world in ROWS}
-    tokenizer = train_tokenizer((text for world in ROWS for text in plain_texts(rows[world][:4000])), template)
+    per_step = {world: int(count) for world, count in (part.split("=") for part in options.rows.split(","))}
+    previous = json.loads((options.start / "training.json").read_text()) if options.start else None
+    seed = previous["seed"] + STAGE_SEEDS if previous else SEED
+    rows = {world: list(WORLDS[world](count * options.steps, seed, "base")) for world, count in per_step.items()}
+    if options.start:
+        tokenizer = AutoTokenizer.from_pretrained(options.start)
+        model = Qwen3ForCausalLM.from_pretrained(options.start, dtype=torch.float32)
+    else:
+        template = (ASSETS / "chat_template.jinja").read_text().rstrip("\n")
+        tokenizer = train_tokenizer((text for world in rows for text in plain_texts(rows[world][:4000])), template)
+        model = new_model(tokenizer)
     data = {world: render_examples(rows[world], tokenizer) for world in rows}
-    held_out = {world: examples(world, count, held_out=True) for world, count in HELD_OUT.items()}
-    tests = {world: render_examples(rows, tokenizer) for world, rows in held_out.items()}
     for world in data:
         print(world, len(data[world]), "rows", lengths(data[world]), flush=True)
+    history, speed = train(model, tokenizer, data, per_step, options.steps, options.rate, options.target)
 
-    model = new_model(tokenizer)
-    pad = tokenizer.pad_token_id
-    history, speed = train(model, tokenizer, data, options.steps)
-
-    model.to(torch.bfloat16).save_pretrained(options.output)
+    torch.nn.Module.to(model, torch.bfloat16).save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    model.float().eval()
+    torch.nn.Module.to(model.eval(), torch.float32)
+    held_out = {world: list(WORLDS[world](count, HELD_OUT_SEED, "campaign")) for world, count in HELD_OUT.items()}
     record = {
         "worlds": {
             world: {
                 "version": VERSIONS[world],
-                "train": {"split": "base", "seed": SEED, "rows": len(data[world])},
+                "train": {"split": "base", "seed": seed, "rows": len(data[world]), "rows_per_step": per_step[world]},
                 "test": {"split": "campaign", "seed": HELD_OUT_SEED, "rows": HELD_OUT[world]},
                 "tokens": lengths(data[world]),
             }
             for world in data
         },
+        "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": options.steps,
-        "rows_per_step": ROWS,
-        "optimiser": {"muon": MUON_RATE, "adamw": ADAM_RATE, "warmup": WARMUP, "cooldown": COOLDOWN},
+        "steps": history[-1]["step"],
+        "planned_steps": options.steps,
+        "target_accuracy": options.target,
+        "optimiser": {
+            "muon": MUON_RATE * options.rate,
+            "adamw": ADAM_RATE * options.rate,
+            "warmup": WARMUP,
+            "cooldown": COOLDOWN,
+        },
         "torch": torch.__version__,
         "history": history,
         "speed": speed,
-        "held_out": {world: held_out_loss(model, tests[world], pad) for world in tests},
+        "held_out": {world: held_out_loss(model, render_examples(held_out[world], tokenizer)) for world in held_out},
         "greedy": greedy_accuracy(model, tokenizer, held_out["arithmetic"]),
+        "previous": previous,
     }
     write_json(options.output / "training.json", record)
     print(record["greedy"], record["held_out"])
