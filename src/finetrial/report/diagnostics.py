@@ -59,9 +59,9 @@ def correlation(report: Report) -> Chart | None:
     return finish(
         chart,
         "score-correlation",
-        "Do the score's dimensions measure different things?",
-        "Correlation between dimensions over the scored pool: near 1 they say the same thing, near −1 they work "
-        "against each other in a sum.",
+        "Do the score’s dimensions measure different things?",
+        "Spearman’s rank correlation over the scored pool: near 1 two dimensions say the same thing, near −1 they work "
+        "against each other in a sum. Blank: a constant dimension, or too few rows.",
         "Heatmap of correlations between score dimensions. " + _pairs(section, 1, ""),
     )
 

@@ -131,9 +131,7 @@ def status_notes(report: Report) -> list[str]:
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"{count(states[state], 'run')} {state}: {shown}.")
     if report.unjudged:
-        listed = ", ".join(report.unjudged)
-        notes.append(
-            f"{count(len(report.unjudged), 'contrast')} could not be judged for want of outcomes, and the correction "
-            f"of the others does not count them: {listed}."
-        )
+        rest = "; the correction of the others does not count them" if report.findings else ""
+        subject = count(len(report.unjudged), "contrast")
+        notes.append(f"{subject} could not be judged for want of outcomes{rest}: {', '.join(report.unjudged)}.")
     return notes

@@ -172,6 +172,13 @@ def selections(report: Report) -> Table:
     return heads, rows
 
 
+def pool(report: Report) -> list[tuple[str, str]]:
+    """What was read, kept and dropped, in this order, then everything else that is known of the pool."""
+    section = report.section("data", "pool") or {}
+    first = [key for key in ("source", "rows", "kept", "dropped", "reasons") if key in section]
+    return flat({key: section[key] for key in [*first, *(key for key in section if key not in first)]})
+
+
 def scored(report: Report) -> list[tuple[str, str]]:
     """How many rows were scored and passed the gate, and what was flagged."""
     section = report.section("data", "scores") or {}
