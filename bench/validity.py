@@ -27,7 +27,7 @@ from finetrial.analyze.verdict import skew_critical
 
 ALPHA = 0.05
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "statistics.md"
-BEGIN, END = "<!-- validity table: begin -->", "<!-- validity table: end -->"
+MARKS = "<!-- {} table: begin -->", "<!-- {} table: end -->"
 _BLOCK_VALUES = 4_000_000
 
 
@@ -43,7 +43,8 @@ class Cell:
     metric: str = "continuous"
     """continuous, bounded (scores in 0..1) or binary."""
     seed_effects: str = "normal"
-    """normal, t3 (Student's t with 3 degrees of freedom) or skewed (a few runs collapse: minus an exponential)."""
+    """normal, t3 (Student's t with 3 degrees of freedom), skewed (a few runs collapse: minus an exponential, skewness
+    2) or very skewed (minus a lognormal, skewness 6)."""
     shared: bool = True
     """The conditions have the same seed numbers."""
     correlation: float = 0.0
@@ -59,6 +60,8 @@ class Cell:
     contrasts: int = 1
     minus_suite: bool = False
     seed_sd: float = 0.02
+    instability: float = 1.0
+    """Factor on the candidates' seed effects; 1 means as spread as the baseline's."""
     effect: float = 0.0
 
 
@@ -84,6 +87,8 @@ def draw(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndar
         return rng.standard_normal(shape)
     if kind == "t3":
         return rng.standard_t(3, shape) / math.sqrt(3)
+    if kind == "very skewed":
+        return (math.exp(0.5) - np.exp(rng.standard_normal(shape))) / math.sqrt((math.e - 1) * math.e)
     return 1.0 - rng.exponential(size=shape)
 
 
@@ -102,6 +107,7 @@ def campaigns(cell: Cell, n: int, rng: np.random.Generator) -> tuple[np.ndarray,
     sd_seed, sd_item, sd_recipe, sd_both = (
         (cell.seed_sd * 5, 1.5, 0.25, 0.3) if logit else (cell.seed_sd, 0.3, 0.05, 0.05)
     )
+    seed[:, :-1] *= cell.instability
     if base_s == 0:
         seed[:, -1] = 0.0
     y = sd_seed * seed[..., None] + sd_item * rng.standard_normal((n, 1, 1, i))
@@ -271,8 +277,20 @@ def cells() -> dict[str, Cell]:
     return table
 
 
-def table_lines(replicates: int, effect_size: float = 0.04) -> list[str]:
-    """The Markdown table, printed row by row as it grows."""
+def limits() -> dict[str, Cell]:
+    """Designs beyond what a verdict promises, so that a reader knows how it fails."""
+    table: dict[str, Cell] = {}
+    for s in (3, 5, 8):
+        table[f"frozen base, very skewed | {s}+0 | 200×4"] = Cell(s, 0, seed_effects="very skewed", seed_sd=0.05)
+    for kind in ("normal", "skewed"):
+        for s in (3, 5, 8, 16):
+            name = f"candidate 4 times as unstable as baseline, {kind} | {s}+{s} | 200×4"
+            table[name] = Cell(s, seed_effects=kind, instability=4.0)
+    return table
+
+
+def table_lines(designs: dict[str, Cell], replicates: int, effect_size: float = 0.04) -> list[str]:
+    """The Markdown table of `designs`, printed row by row as it grows."""
     head = [
         "| design | seeds | items × samples | false CONFIRMED % | refused % | coverage % | power % "
         "| pooled completions % | prompts only % | runs per prompt % | two-way, Satterthwaite % |",
@@ -281,7 +299,7 @@ def table_lines(replicates: int, effect_size: float = 0.04) -> list[str]:
     for line in head:
         print(line, flush=True)
     lines = list(head)
-    for name, cell in cells().items():
+    for name, cell in designs.items():
         null = run(cell, replicates)
         real = run(replace(cell, effect=effect_size), max(200, replicates // 4))
         flag = "" if null.confirmed <= ALPHA / 2 + 2 * null.error else " **over**"
@@ -293,12 +311,12 @@ def table_lines(replicates: int, effect_size: float = 0.04) -> list[str]:
     return lines
 
 
-def write(lines: list[str]) -> None:
-    """Put the table between its markers in docs/statistics.md."""
-    text = DOCUMENT.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}")
+def write(name: str, lines: list[str]) -> None:
+    """Put a table between its markers in docs/statistics.md."""
+    begin, end = (mark.format(name) for mark in MARKS)
+    before, rest = DOCUMENT.read_text().split(begin)
+    _, after = rest.split(end)
+    DOCUMENT.write_text(f"{before}{begin}\n{chr(10).join(lines)}\n{end}{after}")
 
 
 def main() -> None:
@@ -308,10 +326,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     started = time.perf_counter()
-    lines = table_lines(options.replicates)
+    tables = {
+        name: table_lines(designs, options.replicates)
+        for name, designs in (("validity", cells()), ("limits", limits()))
+    }
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
     if options.write:
-        write(lines)
+        for name, lines in tables.items():
+            write(name, lines)
 
 
 if __name__ == "__main__":

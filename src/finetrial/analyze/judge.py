@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from finetrial.analyze import families
 from finetrial.analyze.contrast import AnalysisConfig, Contrast, Finding, Verdict
@@ -142,6 +143,8 @@ def _finding(p: Prepared, adjusted: Adjusted, size: int, config: AnalysisConfig,
             f"a permutation of these seeds can never fall below p = {number(least)}, above the level "
             f"{number(adjusted.level)}: the interval rests on roughly normal seed effects"
         )
+    if judgeable and (unstable := _unstable(p)):
+        warnings.append(unstable)
     if config.correction == "benjamini_hochberg":
         warnings.append("exploratory: the share of false discoveries is controlled, not the chance of any")
     if p.components is not None and p.components.truncated and judgeable:
@@ -205,6 +208,21 @@ def _refusal(p: Prepared, e: Estimate, adjusted: Adjusted, verdict: Verdict) -> 
                 "on few seeds would look like this, too"
             )
     return ""
+
+
+def _unstable(p: Prepared) -> str:
+    """A warning where one recipe's runs scatter far more widely than the other's (F test at 1 %), or nothing."""
+    if min(p.n_seeds) < MIN_SEEDS:
+        return ""
+    spread = {p.contrast.candidate: p.candidate_S, p.contrast.baseline: p.baseline_S}
+    (wide, wide_S), (steady, steady_S) = sorted(spread.items(), key=lambda named: -float(named[1].std()))
+    ratio = float(wide_S.var(ddof=1)) / max(float(steady_S.var(ddof=1)), np.finfo(float).tiny)
+    if ratio <= stats.f.isf(0.005, len(wide_S) - 1, len(steady_S) - 1):
+        return ""
+    return (
+        f"the runs of {wide} scatter more widely than those of {steady}; if {wide} fails on rare seeds only, the "
+        "interval is too hopeful"
+    )
 
 
 def _interval(e: Estimate, critical: float) -> tuple[float, float]:
