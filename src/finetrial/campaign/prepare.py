@@ -5,7 +5,7 @@ in the store, and test sets are frozen by the first launch (`splits.json`), befo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -136,30 +136,35 @@ def _sources(spec: Spec) -> list[DataConfig]:
 
 def _pool(data: DataConfig, spec: Spec, tokenizer: PreTrainedTokenizerBase, base: str, store: Store) -> Pool:
     result = read(data.source, limit=data.limit, on_malformed=data.on_malformed, drop_duplicates=data.drop_duplicates)
-    lengths, refused = _lengths(result.examples, result.content_key, tokenizer, base, store)
-    kept = [i for i in range(len(result.examples)) if i not in refused]
+    examples = [_without_system(example) for example in result.examples] if data.drop_system else result.examples
+    lengths, refused = _lengths(examples, tokenizer, base, store)
+    kept = [i for i in range(len(examples)) if i not in refused]
     if not kept:
         reason = next(iter(refused.values()))
-        raise UserError(f"{data.source}: none of {len(result.examples)} rows can be rendered, for example: {reason}")
+        raise UserError(f"{data.source}: none of {len(examples)} rows can be rendered, for example: {reason}")
     summary = result.summary()
     for reason in refused.values():
         entry = summary["reasons"].setdefault(f"not rendered: {reason}", {"rows": 0, "places": []})
         entry["rows"] += 1
     summary["kept"], summary["dropped"] = len(kept), summary["rows"] - len(kept)
     return Pool(
-        examples=tuple(result.examples[i] for i in kept),
+        examples=tuple(examples[i] for i in kept),
         tokens=tuple(lengths[i] for i in kept),
-        key=result.content_key,
+        key=digest([result.content_key, data.drop_system]),
         facts=summary,
     )
 
 
+def _without_system(example: Example) -> Example:
+    return replace(example, messages=tuple(m for m in example.messages if m["role"] != "system"))
+
+
 def _lengths(
-    examples: list[Example], content: str, tokenizer: PreTrainedTokenizerBase, base: str, store: Store
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, base: str, store: Store
 ) -> tuple[list[int], dict[int, str]]:
     """Tokens of every row without truncation, and why a row cannot be rendered; kept by content."""
-    order = digest([[example.id, example.content_hash] for example in examples])
-    key = stage_key("lengths", STAGE_VERSIONS["render"], {}, {"pool": content, "order": order, "base": base})
+    rows = digest([example.content_hash for example in examples])
+    key = stage_key("lengths", STAGE_VERSIONS["render"], {}, {"rows": rows, "base": base})
     if not store.has("lengths", key):
         batch = render_batch((example.messages for example in examples), tokenizer, max_length=2**31 - 1)
         lengths = [0 if row is None else len(row.ids_T) for row in batch.rows]

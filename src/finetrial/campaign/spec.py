@@ -44,6 +44,9 @@ class DataConfig(Config):
     on_malformed: Literal["error", "drop"] = Field(
         default="error", description="a broken row stops, or is dropped and counted"
     )
+    drop_system: bool = Field(
+        default=False, description="leave system messages out: a long policy that all rows share fills the context"
+    )
     drop_duplicates: bool = Field(default=False, description="keep only the first row of each content")
 
 

@@ -1,0 +1,5 @@
+"""`python -m finetrial`."""
+
+from finetrial.cli import main
+
+main()
