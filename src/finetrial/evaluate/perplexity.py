@@ -43,7 +43,7 @@ def perplexity(
     model: nn.Module,
     adapters: Sequence[Adapter],
     items: Mapping[str, Rendered],
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
     progress: Progress | None = None,
     merge: bool | None = None,
 ) -> Likelihoods:
@@ -53,7 +53,8 @@ def perplexity(
         model: a transformers causal language model, plain; it is a plain base again afterwards.
         adapters: may be empty.
         items: id -> rendered item.
-        batch_tokens: padded tokens of one batch of items; a longer item is a batch of its own.
+        batch_tokens: padded tokens of one batch of items; a longer item is a batch of its own. On a CPU more than a
+            few thousand are slower (activations leave the cache).
         progress: shown in units of one item under one model, with the running mean loss per token.
         merge: fold each adapter into a copy of the weights, one sweep per adapter, instead of row groups; the
             default does so for a float32 base on a CPU, where it is faster and equal up to rounding.
