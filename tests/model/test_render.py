@@ -1,7 +1,6 @@
 """The mask covers the assistant's text and its end-of-turn token, whatever the template; else the row is refused."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,13 +235,35 @@ def test_markers_must_cover_every_assistant_turn() -> None:
         "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
         "{% else %}{{ m.content }}{% endif %}{% endfor %}"
     )
-    with pytest.raises(UserError, match="marks 1 of 2 assistant turns"):
+    with pytest.raises(UserError, match=r"leaves '2 \+ 3 = 5. Answer: 5' of message 2"):
         render(CONVERSATION, with_template(template), 200)
+
+
+def test_a_turn_marked_in_several_blocks_is_one_turn() -> None:
+    template = PLAIN.replace(
+        "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}",
+        "{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}{% else %}"
+        "{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}",
+    )
+    tokenizer = with_template(template)
+    texts = supervised(render(CONVERSATION, tokenizer, 200), tokenizer)
+    assert texts == ["2 + 3 = 5. Answer: 5<|im_end|>", "\n5 + 4 = 9. Answer: 9<|im_end|>"]
+
+
+def test_a_template_that_drops_tool_calls_is_refused() -> None:
+    with pytest.raises(UserError, match=r"leaves 'read_file' of message 1 \(assistant\) out"):
+        render(TRAJECTORY, with_template(PLAIN), 500)
+
+
+def test_an_error_inside_an_expression_of_the_template_is_refused() -> None:
+    with pytest.raises(UserError, match="refuses messages 0 to 4"):
+        render(CONVERSATION, with_template("{% for m in messages %}{{ m.content + 1 }}{% endfor %}"), 200)
 
 
 def test_a_failing_template_names_row_and_messages() -> None:
     tokenizer = with_template("{{ raise_exception('system first') }}" + PLAIN)
-    with pytest.raises(UserError, match=r"row 0: the chat template refuses messages 0 to 4: system first"):
+    with pytest.raises(UserError, match="row 0: the chat template refuses messages 0 to 4: system first"):
         render(CONVERSATION, tokenizer, 200)
 
 
@@ -280,7 +301,8 @@ def test_prompt_begins_the_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     assert prompt.endswith("<|im_start|>assistant\n")
 
 
-def test_template_hash_is_of_template_and_vocabulary(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_template_hash_is_of_template_and_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
     assert template_hash(tokenizer) == template_hash(AutoTokenizer.from_pretrained(FOLDER))
     assert template_hash(tokenizer) != template_hash(with_template(PLAIN))
     grown = AutoTokenizer.from_pretrained(FOLDER)

@@ -7,7 +7,6 @@ template that rewrites earlier turns is refused, because no mask over its full r
 Shapes: T tokens of one rendered row.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetrial.errors import UserError
+from finetrial.identity import digest
 from finetrial.records import Message
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, KeyError)
+"""What a template raises on messages that it does not expect; the last four come from expressions inside it."""
 
 Span = tuple[int, int]
 """Characters [start, end) of a rendered text."""
@@ -86,7 +89,9 @@ def render_batch(
     texts: list[str] = []
     spans: list[list[Span]] = []
     for i in kept:
-        text, found = find_spans(for_template(rows[i], template), tokenizer, template, f"row {i}")
+        messages = for_template(rows[i], template)
+        text, found = find_spans(messages, tokenizer, template, f"row {i}")
+        _check_whole(text, found, messages, f"row {i}")
         texts.append(text)
         spans.append([_with_end_of_turn(text, span, specials, f"row {i}") for span in found])
     rendered: list[Rendered | None] = [None] * len(rows)
@@ -117,10 +122,13 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (64 hex digits) of the chat template and of the tokenizer's whole definition."""
+    """SHA-256 (64 hex digits) of the chat template and of the tokenizer's definition.
+
+    Padding and truncation are left out: calls of the tokenizer change them.
+    """
     backend: Any = tokenizer
-    state = json.dumps([chat_template(tokenizer), backend.backend_tokenizer.to_str()])
-    return hashlib.sha256(state.encode()).hexdigest()
+    state = json.loads(backend.backend_tokenizer.to_str())
+    return digest({"template": chat_template(tokenizer), "tokenizer": {**state, "padding": None, "truncation": None}})
 
 
 def for_template(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
@@ -188,7 +196,7 @@ def _render(
             return_assistant_tokens_mask=spans,
             **variables,
         )
-    except TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         raise UserError(f"{place}: the chat template refuses messages 0 to {len(messages) - 1}: {error}") from error
     return texts[0], cast(list[Span], found[0]) if spans else []
 
@@ -197,10 +205,12 @@ def _by_markers(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str, place: str
 ) -> tuple[str, list[Span]]:
     """Text and assistant spans by the template's own markers."""
-    text, spans = _render(messages, tokenizer, template, place, spans=True)
-    turns = sum(message["role"] == "assistant" for message in messages)
-    if len(spans) != turns:
-        raise UserError(f"{place}: the chat template marks {len(spans)} of {turns} assistant turns")
+    text, marked = _render(messages, tokenizer, template, place, spans=True)
+    spans: list[Span] = []
+    for start, end in marked:
+        if spans and spans[-1][1] == start:  # one turn in several blocks
+            start = spans.pop()[0]
+        spans.append((start, end))
     return text, spans
 
 
@@ -227,6 +237,26 @@ def _by_prefixes(
             )
         spans.append((len(before), len(after)))
     return whole, spans
+
+
+def _check_whole(text: str, spans: Sequence[Span], messages: list[dict[str, Any]], place: str) -> None:
+    """Refuse a rendering whose supervised text lacks something that the assistant wrote.
+
+    Some templates drop tool calls or thoughts without a word; others mark only a part of the turns.
+    """
+    supervised = "".join(text[start:end] for start, end in spans)
+    position = 0
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+        for piece in (message["content"].strip(), *calls):
+            position = supervised.find(piece, position) + len(piece)
+            if position < len(piece):
+                raise UserError(
+                    f"{place}: the chat template leaves {piece[:60]!r} of message {i} (assistant) out of the "
+                    "supervised text; expected a template that renders and marks all of it"
+                )
 
 
 def _with_end_of_turn(text: str, span: Span, specials: Sequence[str], place: str) -> Span:
