@@ -155,7 +155,16 @@ def test_values_that_never_vary_are_not_judged() -> None:
     rows = [Outcome(c, s, "test", f"i{i}", 0, "correct", 1.0) for c in "ab" for s in (1, 2, 3) for i in range(5)]
     f = only(rows, Contrast(candidate="a", baseline="b", suite="test", metric="correct"))
     assert f.verdict == "INCONCLUSIVE"
-    assert "never vary" in f.reason
+    assert "never varies" in f.reason
+    rounded = [
+        Outcome(c, s, "t", f"i{i}", 0, "score", i * 0.1 + g)
+        for c, g in (("a", 5.3), ("b", 0.0))
+        for s in range(5)
+        for i in range(5)
+    ]
+    g = only(rounded, Contrast(candidate="a", baseline="b", suite="t", metric="score"))
+    assert (g.verdict, g.ci) == ("INCONCLUSIVE", None)
+    assert g.estimate == pytest.approx(5.3)
 
 
 def test_integrity_and_other_suites_make_it_invalid() -> None:
@@ -266,6 +275,12 @@ def test_three_seeds_say_what_a_permutation_can_reach() -> None:
     f = only(campaign(GAINS, n_seeds=3), against_same("good"), AnalysisConfig(pairing="none"))
     assert f.attainable_p == pytest.approx(0.10)
     assert any("can never fall below p = 0.1" in w for w in f.warnings)
+
+
+def test_max_t_asks_for_seeds_that_can_be_rearranged_often_enough() -> None:
+    f = only(campaign(GAINS, n_seeds=4), against_same("good"), AnalysisConfig(correction="max_t"))
+    assert (f.verdict, f.ci_adjusted, f.seeds_needed) == ("INCONCLUSIVE", None, 6)
+    assert "no arrangement of 4 against 4 runs, paired by seed can reach the level 0.05" in f.reason
 
 
 def test_bad_contrasts_are_refused() -> None:

@@ -10,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from finetrial import seeds
 from finetrial.analyze.labels import corrected_mean
-from finetrial.analyze.passk import pass_at_k
+from finetrial.analyze.passk import estimate_pass_at_k, pass_at_k
 from finetrial.analyze.proportions import beta_binomial, wilson
 from finetrial.analyze.resample import bootstrap, difference, perplexity_difference, perplexity_ratio
 from finetrial.analyze.suites import (
@@ -111,6 +111,17 @@ def test_pass_at_k_of_codegen_on_humaneval(data_dir: Path) -> None:
     counts = json.loads((data_dir / "codet_humaneval" / "derived_counts.json").read_text())
     n, c = np.array(counts["n"]), np.array(counts["c"])
     assert [round(float(pass_at_k(n, c, k).mean()), 3) for k in (1, 10, 100)] == [0.216, 0.496, 0.726]
+
+
+def test_pass_at_k_has_an_interval_and_headroom() -> None:
+    right = rng(30).binomial(20, rng(31).beta(1, 1, size=60), size=(5, 60))
+    n = np.full(right.shape, 20)
+    result = estimate_pass_at_k(n, right, 10, rng(32))
+    assert result.ci[0] < result.estimate < result.ci[1] <= 1
+    assert result.headroom == pytest.approx(1 - pass_at_k(n, right, 10).mean())
+    assert result.steady
+    assert not estimate_pass_at_k(n, right, 11, rng(32)).steady
+    assert estimate_pass_at_k(n[:1], right[:1], 1, rng(33)).unit == "items, of this checkpoint"
 
 
 def test_pass_at_k_refuses_more_tries_than_samples() -> None:

@@ -22,9 +22,10 @@ from finetrial.analyze.permute import (
     sign_flip,
 )
 from finetrial.analyze.prepare import Prepared, prepare
-from finetrial.analyze.sentences import because, cannot, number
+from finetrial.analyze.sentences import because, cannot
 from finetrial.analyze.table import OutcomeTable
 from finetrial.analyze.verdict import MIN_SEEDS, decide, seeds_needed, skew_critical
+from finetrial.analyze.words import number
 from finetrial.errors import UserError
 
 LABELS = {
@@ -131,6 +132,8 @@ def _finding(p: Prepared, adjusted: Adjusted, size: int, config: AnalysisConfig,
             verdict, subtype = "INCONCLUSIVE", None
         elif verdict == "INCONCLUSIVE":
             needed = seeds_needed(e, p.margin, max(p.n_seeds), adjusted.level, p.paired or 0 in p.n_seeds)
+            while needed and config.correction == "max_t" and _least_p(p, needed) > config.alpha:
+                needed += 1
         reason = because(p, verdict, subtype, ci_adjusted, adjusted, size, config, needed, refusal)
     else:
         reason = cannot(p)
@@ -235,6 +238,11 @@ def _turn(interval: tuple[float, float] | None, sign: float) -> tuple[float, flo
     if interval is None:
         return None
     return interval if sign > 0 else (-interval[1], -interval[0])
+
+
+def _least_p(p: Prepared, n_seeds: int) -> float:
+    """Smallest p of rearranging `n_seeds` runs per condition in the contrast's design."""
+    return attainable_p(n_seeds, 0 if 0 in p.n_seeds else n_seeds, p.paired)
 
 
 def _permutation(p: Prepared) -> tuple[float | None, float | None]:

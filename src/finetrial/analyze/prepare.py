@@ -13,7 +13,11 @@ from finetrial.analyze.estimate import Effect, Estimate, effect, estimate
 from finetrial.analyze.metrics import Direction, direction, known, pass_at
 from finetrial.analyze.passk import pass_at_k
 from finetrial.analyze.table import Dense, OutcomeTable
+from finetrial.analyze.words import count
 from finetrial.errors import UserError
+
+_ROUNDING = 1e-12
+"""Standard errors below this share of the largest value are rounding, not spread."""
 
 
 @dataclass
@@ -123,8 +127,8 @@ def _estimate(p: Prepared, suites: list[str], arms: list[tuple[Dense, Dense]], c
     if shared and not p.paired:
         matched = (np.array([a_seeds.index(s) for s in shared]), np.array([b_seeds.index(s) for s in shared]))
         p.warnings.append(
-            f"{c.candidate} and {c.baseline} share {len(shared)} seeds but not all: shared seeds count as paired, the "
-            "others as single runs"
+            f"{c.candidate} and {c.baseline} share {count(len(shared), 'seed')} but not all: shared seeds count as "
+            "paired, the others as single runs"
         )
     main, low, high = [], [], []
     for suite, (a, b) in zip(suites, arms, strict=True):
@@ -142,7 +146,7 @@ def _estimate(p: Prepared, suites: list[str], arms: list[tuple[Dense, Dense]], c
         p.sign * (means[0] - means[1] if len(means) == 2 else means[0])
         for means in ([e.candidate_means_S for e in main], [e.baseline_means_S for e in main])
     )
-    p.estimate = _oriented(estimate(main, p.paired, matched), p.sign)
+    p.estimate = _oriented(_exact(estimate(main, p.paired, matched), arms), p.sign)
     if low[0] is not None:
         # The second suite is subtracted, so its worst case for the candidate is its best one.
         ends = [(low[0], *high[1:]), (high[0], *low[1:])]
@@ -170,7 +174,7 @@ def _suite_effects(p: Prepared, suite: str, a: Dense, b: Dense) -> tuple[Effect,
     items = np.intersect1d(a.items, b.items)
     alone = len(a.items) + len(b.items) - 2 * len(items)
     if alone:
-        p.warnings.append(f"{alone} items of {suite} were measured in one arm only and are left out")
+        p.warnings.append(f"{count(alone, 'item')} of {suite} measured in one arm only: left out")
     ia, ib = np.searchsorted(a.items, items), np.searchsorted(b.items, items)
     ra = [a.seeds.index(s) for s in p.seeds[0]]
     rb = [b.seeds.index(s) for s in p.seeds[1]]
@@ -207,6 +211,14 @@ def _suite_effects(p: Prepared, suite: str, a: Dense, b: Dense) -> tuple[Effect,
         for x_SI, y_SI in ((a_low, b_high), (a_high, b_low))
     )
     return main, lowest, highest
+
+
+def _exact(e: Estimate, arms: list[tuple[Dense, Dense]]) -> Estimate:
+    """The estimate with variances that are nothing but rounding of the values set to 0."""
+    largest = max(float(np.nanmax(np.abs(dense.values_SI))) for pair in arms for dense in pair)
+    if float(e.standard_error) > _ROUNDING * largest:
+        return e
+    return replace(e, v_seed=np.zeros(()), v_rest=np.zeros(()))
 
 
 def _oriented(e: Estimate, sign: float) -> Estimate:

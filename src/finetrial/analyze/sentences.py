@@ -3,11 +3,7 @@
 from finetrial.analyze.contrast import AnalysisConfig, Verdict
 from finetrial.analyze.families import Adjusted
 from finetrial.analyze.prepare import Prepared
-
-
-def number(value: float) -> str:
-    """Three significant digits, without exponents where they are readable."""
-    return f"{value:.3g}"
+from finetrial.analyze.words import count, number
 
 
 def because(
@@ -31,7 +27,7 @@ def because(
             "the correction has no finite interval"
         )
     spread = f"improvement between {number(interval[0])} and {number(interval[1])}, {_level(adjusted, size, config)}"
-    head = f"{change} against {p.contrast.baseline} ({spread}; {_runs(p)}, {p.n_items} items)"
+    head = f"{change} against {p.contrast.baseline} ({spread}; {_runs(p)}, {count(p.n_items, 'item')})"
     margin = f"the margin {number(p.margin)}" if p.margin else "0"
     if refusal:
         return f"{head}, but {refusal}"
@@ -61,13 +57,13 @@ def cannot(p: Prepared) -> str:
             f"{' and '.join(single)} {'has' if len(single) == 1 else 'have'} one run: the items tell about this "
             "checkpoint, not about the recipe, whose spread between seeds is unknown; at least 3 runs are required"
         )
-    return f"the values of {p.metric} never vary between runs or items: there is no spread to judge by"
+    return f"the difference in {p.metric} never varies between runs or items: there is no spread to judge by"
 
 
 def _runs(p: Prepared) -> str:
     a, b = p.n_seeds
     if 0 in p.n_seeds:
-        return f"{max(a, b)} runs against the frozen base"
+        return f"{count(max(a, b), 'run')} against the frozen base"
     return f"{a} against {b} runs{', paired by seed' if p.paired else ''}"
 
 
