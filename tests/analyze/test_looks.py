@@ -41,8 +41,8 @@ def test_false_alarms_over_all_looks_stay_below_alpha(paired):
 
     def p_at(k: int) -> np.ndarray:
         if paired:
-            return stats.ttest_1samp(arms[0, :, :k] - arms[1, :, :k], 0, axis=1).pvalue
-        return stats.ttest_ind(arms[0, :, :k], arms[1, :, :k], axis=1).pvalue
+            return np.asarray(stats.ttest_1samp(arms[0, :, :k] - arms[1, :, :k], 0, axis=1))[1]
+        return np.asarray(stats.ttest_ind(arms[0, :, :k], arms[1, :, :k], axis=1))[1]
 
     crossed = np.zeros(trials, dtype=bool)
     for look in schedule.looks:

@@ -92,6 +92,7 @@ def test_groups_become_suites(tmp_path):
     reading = read([write_csv(tmp_path / "o.csv", rows)], by="group")
     assert reading.groups is not None
     assert reading.groups.suites == ("even", "odd")
+    assert any("the items are in 2 groups" in note for note in reading.notes)
     with pytest.raises(UserError, match=r"--by gruop: no such column .*did you mean 'group'"):
         read([tmp_path / "o.csv"], by="gruop")
 
@@ -276,3 +277,12 @@ def test_patterns_expand_like_a_shell(tmp_path):
     assert len(expand([str(tmp_path)])) == 4
     with pytest.raises(UserError, match="matches no run folder"):
         expand([str(tmp_path / "runs" / "c_s*")])
+
+
+def test_rows_without_group_and_logs_without_rewards_are_told(tmp_path):
+    rows = [{**row, "kind": None if row["item"] == "q0" else "some"} for row in ROWS]
+    reading = read([write_csv(tmp_path / "o.csv", rows)], by="kind")
+    assert any("6 rows have no kind" in note for note in reading.notes)
+    write_lines(tmp_path / "sft_s1" / "metrics.jsonl", [{"step": 0, "loss": 1.0}])
+    with pytest.raises(UserError, match="no step has mean_reward or correct_rate"):
+        read([tmp_path / "sft_s1"])

@@ -27,12 +27,14 @@ from finetrial.records import Config
 class LitmusConfig(Config):
     """Thresholds and evidence requirements."""
 
-    mean_reward: float = Field(LIFTS["mean_reward"], description="lift of mean_reward that counts")
-    correct_rate: float = Field(LIFTS["correct_rate"], description="lift of correct_rate that counts")
-    min_runs: int = Field(3, ge=1, description="runs per arm; below two no interval exists, so nothing is concluded")
-    min_steps: int = Field(8, ge=1, description="steps of every run")
-    min_generations: int = Field(32, ge=0, description="completions of every run")
-    alpha: float = Field(0.05, gt=0, lt=1, description="intervals have level 1 - alpha")
+    mean_reward: float = Field(default=LIFTS["mean_reward"], description="lift of mean_reward that counts")
+    correct_rate: float = Field(default=LIFTS["correct_rate"], description="lift of correct_rate that counts")
+    min_runs: int = Field(
+        default=3, ge=1, description="runs per arm; below two no interval exists, so nothing is concluded"
+    )
+    min_steps: int = Field(default=8, ge=1, description="steps of every run")
+    min_generations: int = Field(default=32, ge=0, description="completions of every run")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="intervals have level 1 - alpha")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def litmus(baseline: Sequence[RunLog], candidate: Sequence[RunLog], config: Litm
     Raises:
         UserError: an arm has no run.
     """
-    config = config or LitmusConfig.model_validate({})
+    config = config or LitmusConfig()
     if not baseline or not candidate:
         raise UserError("both arms need at least one run")
     thresholds = {"mean_reward": config.mean_reward, "correct_rate": config.correct_rate}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,12 +36,20 @@ TYPES = {
     "group": "VARCHAR",
     "suite_hash": "VARCHAR",
 }
-_ABSENT = {"seed": "NULL", "sample": "0", "weight": "1.0", "group": "NULL", "suite_hash": "''"}
+FEW_CLUSTERS = 10
 _TABULAR = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 _ACCEPTED = (
     "a campaign folder, a table (.csv, .tsv, .jsonl, .json, .parquet), lm-evaluation-harness samples_*.jsonl, Inspect "
     ".eval logs, MT-Bench judgments, or run folders with metrics.jsonl"
 )
+
+
+@dataclass(frozen=True)
+class Code:
+    """What stands in for a column that the file lacks: an SQL expression, and its value where that is constant."""
+
+    sql: str
+    value: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,37 +150,68 @@ def _from_foreign(foreign: Foreign, by: str | None, source: str) -> Reading:
 
 
 def _tabular(paths: list[Path], mapping: dict[str, str], by: str | None, source: str, kind: str) -> Reading:
-    """Read tables; columns are renamed and cast by DuckDB into one temporary Parquet file, in bounded memory."""
-    canonical = all(path.suffix == ".parquet" for path in paths) and not mapping
-    if canonical and by in (None, "none") and len(paths) == 1:
-        names = set(pq.read_schema(paths[0]).names)
-        if {"condition", "seed", "suite", "item", "metric", "value"} <= names:
-            return Reading(OutcomeTable.read(paths[0]), source, kind, ())
+    """Read tables. A Parquet file is read as it is; others are rewritten by DuckDB as Parquet, in bounded memory."""
     with duckdb.connect() as db, tempfile.TemporaryDirectory() as folder:
         _open(db, paths)
         present = [row[0] for row in db.execute("DESCRIBE source").fetchall()]
         notes: list[str] = []
         columns = _columns(present, mapping, source, notes)
-        _check_casts(db, columns, source)
-        suite = columns.pop("suite")
-        chosen = ", ".join(f'CAST({code} AS {TYPES[name]}) AS "{name}"' for name, code in columns.items())
-        table = _rewritten(db, f"{chosen}, CAST({suite} AS VARCHAR) AS suite", "", Path(folder) / "outcomes.parquet")
         groups = None
+        if len(paths) == 1 and paths[0].suffix == ".parquet":
+            table = OutcomeTable.read(_renamed(paths[0], columns))
+        else:
+            table = _rewritten(db, columns, "true", source, Path(folder) / "outcomes.parquet")
         if by not in (None, "none"):
-            label = columns["group"] if by == "group" else _quoted(mapping.get(str(by), str(by)))
-            if (by == "group" and label == "NULL") or (by != "group" and mapping.get(str(by), by) not in present):
+            label = columns.get("group") if by == "group" else mapping.get(str(by), str(by))
+            if not isinstance(label, str) or label not in present:
                 have = ", ".join(present)
                 raise UserError(f"{source}: --by {by}: no such column{nearest(str(by), present)}; it has: {have}")
+            suite = _sql(columns["suite"])
             many = (db.execute(f"SELECT count(DISTINCT {suite}) FROM source").fetchone() or (1,))[0] > 1
-            named = f"{suite} || ': ' || {label}" if many else label
-            split = f"{chosen}, CAST({named} AS VARCHAR) AS suite"
-            groups = _rewritten(db, split, f"WHERE {label} IS NOT NULL", Path(folder) / "groups.parquet")
-        if table.report.conflicting and columns["sample"] == _ABSENT["sample"]:
+            named = Code(f"{suite} || ': ' || {_sql(label)}" if many else _sql(label))
+            split = {**columns, "suite": named}
+            groups = _rewritten(db, split, f"{_sql(label)} IS NOT NULL", source, Path(folder) / "groups.parquet")
+            _note_ungrouped(db, _sql(label), str(by), notes)
+        if "group" in columns:
+            _note_few_clusters(db, _sql(columns["group"]), notes)
+        if table.report.conflicting and "sample" not in columns:
             notes.append(
                 "there is no column 'sample': if rows that repeat an item are samples of it, name their column with "
                 "--map sample=COLUMN"
             )
     return Reading(table, source, kind, tuple(notes), groups, by if groups else None)
+
+
+def _note_ungrouped(db: duckdb.DuckDBPyConnection, label: str, by: str, notes: list[str]) -> None:
+    """Say how many rows the split leaves out."""
+    rows = (db.execute(f"SELECT count(*) FROM source WHERE {label} IS NULL").fetchone() or (0,))[0]
+    if rows:
+        notes.append(f"{rows} rows have no {by} and are in none of the groups")
+
+
+def _note_few_clusters(db: duckdb.DuckDBPyConnection, group: str, notes: list[str]) -> None:
+    """Warn where `group` looks like a category rather than a passage that several questions are about."""
+    groups = (db.execute(f"SELECT count(DISTINCT {group}) FROM source").fetchone() or (0,))[0]
+    if 0 < groups < FEW_CLUSTERS:
+        notes.append(
+            f"the items are in {groups} groups, and items of one group are taken to move together: if the groups are "
+            "categories of independent items, rename the column and split by it with --by"
+        )
+
+
+def _renamed(path: Path, columns: Mapping[str, str | Code]) -> pa.Table:
+    """The columns of a Parquet file under their canonical names, text as dictionaries, constants where it has none."""
+    named = {name: column for name, column in columns.items() if isinstance(column, str)}
+    text = [column for name, column in named.items() if TYPES[name] == "VARCHAR"]
+    table = pq.ParquetFile(path, read_dictionary=text).read(list(dict.fromkeys(named.values())))
+    arrays = {name: table[column] for name, column in named.items()}
+    for name, column in columns.items():
+        if isinstance(column, Code):
+            rows = table.num_rows
+            codes = pa.array(np.zeros(rows, dtype=np.int32))
+            constant = pa.DictionaryArray.from_arrays(codes, pa.array([column.value]))
+            arrays[name] = pa.nulls(rows, pa.int64()) if column.value is None else constant
+    return pa.table(arrays)
 
 
 def _open(db: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
@@ -189,8 +229,8 @@ def _open(db: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
         raise UserError(f"{', '.join(map(str, paths))}: {str(error).splitlines()[0]}") from error
 
 
-def _columns(present: list[str], mapping: dict[str, str], source: str, notes: list[str]) -> dict[str, str]:
-    """`{canonical name: SQL expression}` for every column of an outcome."""
+def _columns(present: list[str], mapping: dict[str, str], source: str, notes: list[str]) -> dict[str, str | Code]:
+    """`{canonical name: column of the file, or a constant}` for every column of an outcome that is there."""
     for name, column in mapping.items():
         if name not in TYPES:
             raise UserError(
@@ -202,11 +242,11 @@ def _columns(present: list[str], mapping: dict[str, str], source: str, notes: li
                 f"{source}: --map {name}={column}: no column '{column}'{nearest(column, present)}; "
                 f"it has: {', '.join(present)}"
             )
-    columns = {}
+    columns: dict[str, str | Code] = {}
     for name in TYPES:
         column = mapping.get(name, name)
         if column in present:
-            columns[name] = _quoted(column)
+            columns[name] = column
             continue
         resembling = nearest(name, [other for other in present if other not in TYPES])
         if name in REQUIRED or (name == "seed" and resembling):
@@ -214,49 +254,44 @@ def _columns(present: list[str], mapping: dict[str, str], source: str, notes: li
                 f"{source}: column '{name}' is missing{resembling}; it has: {', '.join(present)}. "
                 f"Name it with --map {name}=COLUMN"
             )
-        columns[name] = _ABSENT.get(name, "")
-    if columns["seed"] == "NULL":
+    if "seed" not in columns:
+        columns["seed"] = Code("NULL", None)
         notes.append(
             "there is no column 'seed': every condition is taken as one checkpoint, so nothing is said of recipes"
         )
-    columns["suite"] = columns["suite"] or "'all'"
-    value_name = mapping.get("value", "value")
-    columns["metric"] = columns["metric"] or _text(value_name)
+    for name, constant in (("suite", "all"), ("metric", mapping.get("value", "value"))):
+        columns.setdefault(name, Code(_text(constant), constant))
     return columns
 
 
-def _check_casts(db: duckdb.DuckDBPyConnection, columns: Mapping[str, str], source: str) -> None:
-    """Refuse values of another type, naming the first such row."""
-    for name in ("value", "seed", "sample", "weight"):
-        code, kind = columns[name], TYPES[name]
-        wrong = (
-            db.execute(
-                f"""SELECT row, given FROM (SELECT row_number() OVER () AS row, {code} AS given FROM source)
-                WHERE given IS NOT NULL AND TRY_CAST(given AS {kind}) IS NULL LIMIT 1"""
-            ).fetchone()
-            if _is_text(db, code)
-            else None
-        )
-        if wrong is not None:
-            expected = "a whole number" if kind == "BIGINT" else "a number"
-            raise UserError(
-                f"{source}: row {wrong[0]}: {name} is {wrong[1]!r}, expected {expected} (leave it empty if "
-                "it is missing)"
-            )
-
-
-def _is_text(db: duckdb.DuckDBPyConnection, code: str) -> bool:
-    kind = db.execute(f"SELECT typeof({code}) FROM source LIMIT 1").fetchone()
-    return kind is not None and kind[0] in ("VARCHAR", "JSON")
-
-
-def _rewritten(db: duckdb.DuckDBPyConnection, columns: str, where: str, target: Path) -> OutcomeTable:
-    """Write the chosen columns to `target` and read them as outcomes."""
-    try:
-        db.execute(f"COPY (SELECT {columns} FROM source {where}) TO {_text(target)} (FORMAT parquet)")
-    except duckdb.ConversionException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+def _rewritten(
+    db: duckdb.DuckDBPyConnection, columns: Mapping[str, str | Code], where: str, source: str, target: Path
+) -> OutcomeTable:
+    """Write the rows that satisfy `where` to `target` under canonical names and types, and read them as outcomes."""
+    for name, column in columns.items():
+        if TYPES[name] != "VARCHAR" and isinstance(column, str):
+            _check_cast(db, name, column, source)
+    chosen = ", ".join(f'CAST({_sql(column)} AS {TYPES[name]}) AS "{name}"' for name, column in columns.items())
+    db.execute(f"COPY (SELECT {chosen} FROM source WHERE {where}) TO {_text(target)} (FORMAT parquet)")
     return OutcomeTable.read(target)
+
+
+def _check_cast(db: duckdb.DuckDBPyConnection, name: str, column: str, source: str) -> None:
+    """Refuse values of another type, naming the first such row."""
+    code, kind = _sql(column), TYPES[name]
+    wrong = db.execute(
+        f"""SELECT row, given FROM (SELECT row_number() OVER () AS row, {code} AS given FROM source)
+            WHERE given IS NOT NULL AND TRY_CAST(given AS {kind}) IS NULL LIMIT 1"""
+    ).fetchone()
+    if wrong is not None:
+        expected = "a whole number" if kind == "BIGINT" else "a number"
+        raise UserError(
+            f"{source}: row {wrong[0]}: {name} is {wrong[1]!r}, expected {expected} (leave it empty if it is missing)"
+        )
+
+
+def _sql(column: str | Code) -> str:
+    return _quoted(column) if isinstance(column, str) else column.sql
 
 
 def _quoted(column: str) -> str:

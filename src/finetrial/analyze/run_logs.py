@@ -161,12 +161,19 @@ def load_run(folder: Path) -> RunLog:
 
 
 def outcomes(runs: Sequence[RunLog]) -> Foreign:
-    """The steps of the runs as outcomes: suite `training`, a step is an item."""
+    """The steps of the runs as outcomes: suite `training`, a step is an item.
+
+    Raises:
+        UserError: no run logs mean_reward or correct_rate.
+    """
+    logged = [name for name in MEASURES if any(not np.isnan(run.values_T[name]).all() for run in runs)]
+    if not logged:
+        raise UserError(f"{', '.join(run.name for run in runs)}: no step has mean_reward or correct_rate")
     foreign = Foreign("run folders")
     foreign.notes.append("these are rewards on the training prompts while training, not a held-out evaluation")
     for run in runs:
-        for name, values in run.values_T.items():
-            for step, value in zip(run.steps_T, values, strict=True):
+        for name in logged:
+            for step, value in zip(run.steps_T, run.values_T[name], strict=True):
                 number = None if np.isnan(value) else float(value)
                 foreign.add((run.condition, run.seed), "training", f"step {step:06d}", 0, name, number)
         foreign.notes += [f"{run.name}: {note}" for note in run.notes]

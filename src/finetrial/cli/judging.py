@@ -1,5 +1,6 @@
 """Commands of the judging half: compare, power."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +65,7 @@ Sources = Annotated[
 Mapping = Annotated[
     list[str] | None,
     typer.Option(
-        "--map", metavar="NAME=COLUMN", help="column of the file that holds condition, seed, item, value, ..."
+        "--map", metavar="NAME=COLUMN", help="column of condition, seed, item, value, ...; or FOLDER=CONDITION_sSEED"
     ),
 ]
 Margin = Annotated[float, typer.Option("--margin", min=0, help="smallest effect to act on, in units of the metric")]
@@ -248,8 +249,9 @@ def _print_findings(title: str, findings: Sequence[dict[str, Any]], group: bool 
     if not group:
         for f in findings:
             console.print(f"  {escape(f['contrast'])} ({f['metric']}): {escape(f['reason'])}")
-            for warning in f["warnings"]:
-                console.print(f"    {escape(warning)}")
+        warned = Counter(warning for f in findings for warning in f["warnings"])
+        for warning, times in warned.items():
+            console.print(f"  note ({times} of {len(findings)} contrasts): {escape(warning)}")
 
 
 def _number(value: float | None, sign: str = "") -> str:

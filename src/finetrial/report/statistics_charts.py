@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 
 from finetrial.analyze.sizing import Sizing
+from finetrial.errors import UserError
 from finetrial.report.theme import INK, MUTED, SERIES, Chart, finish, number
 
 COMPONENTS = {
@@ -24,6 +25,9 @@ def power_curve(sizings: Sequence[Sizing], unit: str) -> Chart:
     Args:
         sizings: results for different numbers of items (each with one), same goal.
         unit: unit of the metric.
+
+    Raises:
+        UserError: every design has fewer than three seeds, so there is nothing to draw.
     """
     goal = sizings[0].goal
     rows = [
@@ -32,6 +36,8 @@ def power_curve(sizings: Sequence[Sizing], unit: str) -> Chart:
         for option in sizing.options
         if option.mde is not None
     ]
+    if not rows:
+        raise UserError("fewer than three seeds carry no verdict: there is no detectable effect to draw")
     counts = list(dict.fromkeys(row["items"] for row in rows))
     seeds = sorted({row["seeds"] for row in rows})
     base = alt.Chart(alt.InlineData(values=rows)).encode(
