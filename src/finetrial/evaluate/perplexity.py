@@ -24,6 +24,9 @@ from finetrial.model.render import Rendered
 ADAPTERS_PER_PASS = 8
 """Row groups of a pass over a base that adapters cannot be merged into; fixed, so N does not shape the batches."""
 
+CPU_BATCH_TOKENS = 2048
+"""Padded tokens after which a longer batch is slower on a CPU: its activations leave the cache."""
+
 
 @dataclass(frozen=True)
 class Likelihoods:
@@ -43,7 +46,7 @@ def perplexity(
     model: nn.Module,
     adapters: Sequence[Adapter],
     items: Mapping[str, Rendered],
-    batch_tokens: int = 2048,
+    batch_tokens: int = 8192,
     progress: Progress | None = None,
     merge: bool | None = None,
 ) -> Likelihoods:
@@ -53,8 +56,8 @@ def perplexity(
         model: a transformers causal language model, plain; it is a plain base again afterwards.
         adapters: may be empty.
         items: id -> rendered item.
-        batch_tokens: padded tokens of one batch of items; a longer item is a batch of its own. On a CPU more than a
-            few thousand are slower (activations leave the cache).
+        batch_tokens: most padded tokens of one batch of items (a CPU takes at most `CPU_BATCH_TOKENS`); a longer
+            item is a batch of its own.
         progress: shown in units of one item under one model, with the running mean loss per token.
         merge: fold each adapter into a copy of the weights, one sweep per adapter, instead of row groups; the
             default does so for a float32 base on a CPU, where it is faster and equal up to rounding.
@@ -71,6 +74,8 @@ def perplexity(
             else "there are no items to score"
         )
     device, dtype = next((parameter.device, parameter.dtype) for parameter in model.parameters())
+    if device.type == "cpu":
+        batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS)
     if merge is None:
         merge = device.type == "cpu" and dtype == torch.float32
     model.eval()
