@@ -44,7 +44,7 @@ def test_from_trajectories_to_verdicts(campaign: Path, tmp_path: Path) -> None:
         assert record["planned"]["steps"] == record["realised"]["steps"] == 3
         assert (place / "adapter" / "adapter_model.safetensors").is_file()
     table = pq.read_table(folder.path / "outcomes.parquet").to_pylist()
-    assert len(table) == (1 + 6) * (4 + 5) * 2  # base and runs, items of both suites, two metrics
+    assert len(table) == (1 + 6) * (4 + 5) * 3  # base and runs, items of both suites, three metrics
     assert all(row["value"] > 0 for row in table)
     assert {row["seed"] for row in table if row["condition"] == "base"} == {None}
     findings = gather(folder.path).findings

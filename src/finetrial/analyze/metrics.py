@@ -24,6 +24,7 @@ _PROPORTION = Metric("higher", "proportion", 0.0, 1.0)
 METRICS: dict[str, Metric] = {
     "nll": Metric("lower", "nats per token", 0.0),
     "loss": Metric("lower", "nats per token", 0.0),
+    "log_perplexity": Metric("lower", "nats per token", 0.0),
     "bits_per_byte": Metric("lower", "bits per byte", 0.0),
     "perplexity": Metric("lower", "perplexity", 1.0),
     "brier": Metric("lower", "squared error", 0.0),

@@ -206,13 +206,22 @@ def _spread(items: Sequence[str], values: np.ndarray, examples: Sequence[Example
 
 
 def _outcomes(artefact: Path, condition: str, seed: int | None, suite: Suite) -> list[Outcome]:
-    """Mean NLL per supervised token (nats) and bits per byte of every item; missing where it was not measured."""
+    """Three metrics per item; a value is missing where the item was not measured.
+
+    `nll`: mean nats per supervised token, each item weighing the same (the unit that is paired). `log_perplexity`:
+    the same values weighted by tokens, so that exp of their mean is the token-weighted perplexity.
+    `bits_per_byte`: weighted by bytes, comparable between tokenizers.
+    """
     outcomes = []
     for row in pq.read_table(artefact / "items.parquet").to_pylist():
-        measured = row["nll"] is not None
-        nll = row["nll"] / row["tokens"] if measured else None
-        bits = row["nll"] / (log(2) * row["bytes"]) if measured and row["bytes"] else None
-        for metric, value, weight in (("nll", nll, row["tokens"]), ("bits_per_byte", bits, row["bytes"])):
+        nll, tokens, size = row["nll"], row["tokens"], row["bytes"]
+        per_token = nll / tokens if nll is not None else None
+        per_byte = nll / (log(2) * size) if nll is not None and size else None
+        for metric, value, weight in (
+            ("nll", per_token, 1),
+            ("log_perplexity", per_token, tokens),
+            ("bits_per_byte", per_byte, size),
+        ):
             outcomes.append(
                 Outcome(
                     condition=condition,
@@ -222,7 +231,7 @@ def _outcomes(artefact: Path, condition: str, seed: int | None, suite: Suite) ->
                     sample=0,
                     metric=metric,
                     value=value,
-                    weight=float(weight) if weight is not None else 0.0,
+                    weight=float(weight or 1),
                     group=row["group"],
                     suite_hash=suite.hash,
                 )

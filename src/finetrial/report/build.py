@@ -73,7 +73,7 @@ def write(report: Report, target: Path) -> ReportPaths:
 def draw(report: Report) -> list[Chart]:
     """Every chart for which there are data, in the order of the page."""
     drawn: list[Chart | None] = [*charts.forest(report)]
-    for metric in report.metrics:
+    for metric in report.charted:
         drawn += [charts.heatmap(report, metric), scaling.scaling(report, metric), charts.strip(report, metric)]
     drawn += [diagnostics.overlap(report), diagnostics.scores(report), diagnostics.correlation(report)]
     drawn += [diagnostics.curves(report), diagnostics.timing(report)]

@@ -112,6 +112,12 @@ class Report:
         return sorted(found, key=lambda metric: metric != self.primary_metric)
 
     @property
+    def charted(self) -> list[str]:
+        """Metrics that get charts: the primary one and those of the contrasts; the others get a table."""
+        judged = {finding.metric for finding in self.findings}
+        return [metric for metric in self.metrics if metric in {*judged, self.primary_metric}] or self.metrics[:1]
+
+    @property
     def conditions(self) -> list[str]:
         """Conditions in declared order, the base first; those that only outcomes name come last."""
         declared = self.section("conditions") or []

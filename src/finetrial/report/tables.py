@@ -1,5 +1,6 @@
 """Rows of the page's tables, as text ready to print. What was not recorded says so."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,21 +120,26 @@ def _interval(interval: tuple[float, float] | None, places: int | None) -> str:
 
 
 def means(report: Report, metric: str) -> Table:
-    """Every seed's mean of every condition and suite."""
+    """Every seed's mean of every condition and suite; a log perplexity is shown as the perplexity that it means."""
     order = report.conditions
     cells = sorted((c for c in report.cells if c.metric == metric), key=lambda cell: order.index(cell.condition))
     rows = [
         [
             cell.condition,
             cell.suite,
-            number(cell.mean, 4),
-            ", ".join(f"{_seed(seed.seed)} {number(seed.mean, 4)}" for seed in cell.seeds),
+            _mean(cell.mean, metric),
+            ", ".join(f"{_seed(seed.seed)} {_mean(seed.mean, metric)}" for seed in cell.seeds),
             _span(seed.items for seed in cell.seeds),
             str(sum(seed.missing for seed in cell.seeds)),
         ]
         for cell in cells
     ]
-    return ["condition", "test set", "mean of seeds", "each seed", "items", "missing"], rows
+    head = "perplexity (token-weighted)" if metric == "log_perplexity" else "mean of seeds"
+    return ["condition", "test set", head, "each seed", "items", "missing"], rows
+
+
+def _mean(mean: float | None, metric: str) -> str:
+    return number(math.exp(mean) if mean is not None and metric == "log_perplexity" else mean, 4)
 
 
 def _seed(seed: int | None) -> str:
