@@ -48,7 +48,7 @@ def test_seed_variance_is_the_paired_t_tests() -> None:
     means = a_SI.mean(1) - b_SI.mean(1)
     only = Estimate(e.estimate, e.v_seed, np.zeros(()), e.df_seed, e.df_item)
     assert e.estimate == pytest.approx(means.mean(), abs=1e-12)
-    assert p_value(only) == pytest.approx(float(stats.ttest_1samp(means, 0)[1]), rel=1e-6)
+    assert p_value(only) == pytest.approx(stats.ttest_1samp(means, 0)[1], rel=1e-6)
     interval = stats.ttest_1samp(means, 0).confidence_interval(0.95)
     half = float(critical_value(0.05, only) * only.standard_error)
     assert half == pytest.approx((interval.high - interval.low) / 2, rel=1e-9)
