@@ -289,7 +289,9 @@ def main() -> None:
         print(world, len(data[world]), "rows", lengths(data[world]), flush=True)
     history, speed = train(model, tokenizer, data, per_step, options.steps, options.rate, options.target)
 
-    torch.nn.Module.to(model, torch.bfloat16).save_pretrained(options.output)
+    steps = int(history[-1]["step"])
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     torch.nn.Module.to(model.eval(), torch.float32)
     held_out = {world: list(WORLDS[world](count, HELD_OUT_SEED, "campaign")) for world, count in HELD_OUT.items()}
@@ -297,7 +299,12 @@ def main() -> None:
         "worlds": {
             world: {
                 "version": VERSIONS[world],
-                "train": {"split": "base", "seed": seed, "rows": len(data[world]), "rows_per_step": per_step[world]},
+                "train": {
+                    "split": "base",
+                    "seed": seed,
+                    "rows": steps * per_step[world],
+                    "rows_per_step": per_step[world],
+                },
                 "test": {"split": "campaign", "seed": HELD_OUT_SEED, "rows": HELD_OUT[world]},
                 "tokens": lengths(data[world]),
             }
@@ -305,7 +312,7 @@ def main() -> None:
         },
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": history[-1]["step"],
+        "steps": steps,
         "planned_steps": options.steps,
         "target_accuracy": options.target,
         "optimiser": {
