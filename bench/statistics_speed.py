@@ -25,9 +25,9 @@ from finetrial import seeds
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
 from finetrial.analyze.judge import judge
 from finetrial.analyze.power import Prices, Variances, cheapest
-from finetrial.analyze.readers import read
+from finetrial.analyze.readers.read import read
 from finetrial.analyze.resample import bootstrap, difference
-from finetrial.analyze.significance import fisher
+from finetrial.analyze.runs.significance import fisher
 
 CONDITIONS, SEEDS, SAMPLES = 16, 8, 16
 

@@ -15,7 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from finetrial import seeds
 from finetrial.analyze.checkpoints import compare_checkpoints
 from finetrial.analyze.compare import Options, compare
-from finetrial.analyze.readers import read
+from finetrial.analyze.readers.read import read
 from finetrial.analyze.subsets import design_effect, subset_risk
 from finetrial.analyze.table import OutcomeTable
 from finetrial.errors import UserError

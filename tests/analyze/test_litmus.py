@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from finetrial.analyze.litmus import LitmusConfig, litmus
-from finetrial.analyze.run_logs import RunLog, expand, load_runs
-from finetrial.analyze.run_reports import litmus_markdown
+from finetrial.analyze.readers.run_logs import RunLog, expand, load_runs
+from finetrial.analyze.runs.litmus import LitmusConfig, litmus
+from finetrial.analyze.runs.markdown import litmus_markdown
 from run_folders import write_arms, write_run
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetrial.analyze.readers import read
-from finetrial.analyze.run_logs import expand, load_run
+from finetrial.analyze.readers.read import read
+from finetrial.analyze.readers.run_logs import expand, load_run
 from finetrial.errors import UserError
 from run_folders import write_arms, write_lines, write_run
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetrial.analyze.run_logs import RunLog, expand, load_runs
-from finetrial.analyze.run_reports import significance_markdown
-from finetrial.analyze.significance import (
+from finetrial.analyze.readers.run_logs import RunLog, expand, load_runs
+from finetrial.analyze.runs.markdown import significance_markdown
+from finetrial.analyze.runs.significance import (
     DEGRADATION,
     IMPROVEMENT,
     INSUFFICIENT,

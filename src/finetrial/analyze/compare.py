@@ -15,7 +15,7 @@ from finetrial.analyze.contrast import AnalysisConfig, Contrast, Finding
 from finetrial.analyze.families import adjusted_p
 from finetrial.analyze.judge import LABELS, judge
 from finetrial.analyze.metrics import Metric, direction, known, pass_at
-from finetrial.analyze.readers import Reading
+from finetrial.analyze.readers.read import Reading
 from finetrial.analyze.subsets import Subset, subset_risk
 from finetrial.analyze.table import OutcomeTable
 from finetrial.errors import UserError, nearest

@@ -12,14 +12,14 @@ from typer.core import TyperCommand
 
 from finetrial.analyze.compare import Compared, Options, compare
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
-from finetrial.analyze.litmus import LitmusConfig
-from finetrial.analyze.litmus import litmus as judge_litmus
 from finetrial.analyze.power import Pilot, Prices, Variances
 from finetrial.analyze.power import pilot as estimate_pilot
-from finetrial.analyze.readers import Reading, read
-from finetrial.analyze.run_logs import LIFTS, expand, find_runs, load_runs
-from finetrial.analyze.run_reports import litmus_markdown, significance_markdown
-from finetrial.analyze.significance import significance
+from finetrial.analyze.readers.read import Reading, read
+from finetrial.analyze.readers.run_logs import LIFTS, expand, find_runs, load_runs
+from finetrial.analyze.runs.litmus import LitmusConfig
+from finetrial.analyze.runs.litmus import litmus as judge_litmus
+from finetrial.analyze.runs.markdown import litmus_markdown, significance_markdown
+from finetrial.analyze.runs.significance import significance
 from finetrial.analyze.sizing import SEEDS, Goal, Sizing, size
 from finetrial.cli.app import AsJson, app, console, emit_json, table
 from finetrial.errors import UserError, nearest

@@ -1,10 +1,13 @@
 """Load the frozen base model: the built-in one, a folder, or a model of the hub."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 from finetrial.errors import UserError
 from finetrial.model.config import ModelConfig
@@ -55,7 +58,8 @@ def load_base(config: ModelConfig, device: str | None = None) -> Base:
     chat_template(tokenizer)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(config, place)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False)
     torch.nn.Module.to(model.eval(), place)
     stops = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -74,6 +78,18 @@ def load_base(config: ModelConfig, device: str | None = None) -> Base:
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0],
         stop_ids=tuple(stop_ids),
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar that transformers draws while it copies weights that are on the disk already."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

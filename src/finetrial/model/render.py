@@ -96,7 +96,7 @@ def render_batch(
         spans.append([_with_end_of_turn(text, span, specials, f"row {i}") for span in found])
     rendered: list[Rendered | None] = [None] * len(rows)
     if texts:
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for i, ids, offsets, found in zip(kept, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
             row = _row(
                 np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2), found, tokenizer, max_length

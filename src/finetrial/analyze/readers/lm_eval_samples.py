@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetrial.analyze.foreign import Foreign, as_number, json_lines, run_of
+from finetrial.analyze.readers.shared import Foreign, as_number, json_lines, run_of
 from finetrial.errors import UserError
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetrial.analyze.litmus import Litmus
-from finetrial.analyze.significance import UNIT, Significance
+from finetrial.analyze.runs.litmus import Litmus
+from finetrial.analyze.runs.significance import UNIT, Significance
 
 
 def significance_markdown(report: Significance) -> str:

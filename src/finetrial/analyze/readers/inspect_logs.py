@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from finetrial.analyze.foreign import Foreign, as_number, run_of
+from finetrial.analyze.readers.shared import Foreign, as_number, run_of
 from finetrial.errors import UserError
 
 _ZSTANDARD = 93

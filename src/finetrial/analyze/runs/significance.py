@@ -19,7 +19,7 @@ from finetrial import seeds
 from finetrial.analyze.estimate import welch_df
 from finetrial.analyze.permute import attainable_p, hedges_g
 from finetrial.analyze.power import observations_per_arm, runs_per_arm
-from finetrial.analyze.run_logs import LIFTS, MEASURES, RunLog, common_steps
+from finetrial.analyze.readers.run_logs import LIFTS, MEASURES, RunLog, common_steps
 from finetrial.errors import UserError
 
 UNIT = "training run (seed)"

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetrial.analyze import inspect_logs, lm_eval_samples, mt_bench, run_logs
-from finetrial.analyze.foreign import Foreign, outcomes_table
+from finetrial.analyze.readers import inspect_logs, lm_eval_samples, mt_bench, run_logs
+from finetrial.analyze.readers.shared import Foreign, outcomes_table
 from finetrial.analyze.table import OutcomeTable
 from finetrial.errors import UserError, nearest
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from finetrial.analyze.run_logs import LIFTS, RunLog, common_steps
-from finetrial.analyze.significance import UNIT, run_means, welch_interval
+from finetrial.analyze.readers.run_logs import LIFTS, RunLog, common_steps
+from finetrial.analyze.runs.significance import UNIT, run_means, welch_interval
 from finetrial.errors import UserError
 from finetrial.records import Config
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from finetrial.analyze.foreign import Foreign, as_number, json_lines, run_name
+from finetrial.analyze.readers.shared import Foreign, as_number, json_lines, run_name
 from finetrial.errors import UserError, nearest
 
 CORRECT_FROM = 0.99

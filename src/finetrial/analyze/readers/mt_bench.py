@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetrial.analyze.foreign import Foreign, json_lines
+from finetrial.analyze.readers.shared import Foreign, json_lines
 from finetrial.errors import UserError
 
 _SCORES = {"model_1": (1.0, 0.0), "model_2": (0.0, 1.0), "tie": (0.5, 0.5)}

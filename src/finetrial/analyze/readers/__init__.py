@@ -1,0 +1,1 @@
+"""Anybody's results -> outcome table, one module per format."""

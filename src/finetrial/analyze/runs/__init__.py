@@ -1,0 +1,1 @@
+"""Two groups of training runs compared from their logs: significance report and litmus."""
