@@ -23,7 +23,7 @@ def texts(svg: str) -> list[str]:
 
 def test_every_chart_is_saved_as_svg_and_png(paths: ReportPaths) -> None:
     kinds = {".svg": b"<svg ", ".png": b"\x89PNG"}
-    assert len(paths.charts) == 18
+    assert len(paths.charts) == 30
     for path in paths.charts:
         assert path.read_bytes().startswith(kinds[path.suffix])
 

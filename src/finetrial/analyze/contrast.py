@@ -35,6 +35,18 @@ class Contrast(Config):
     family: str = Field(default="declared", description="contrasts of one family share the error rate")
 
 
+class VarianceConfig(Config):
+    """`[analysis.variance]`: what is known of the noise before anything was run, as standard deviations.
+
+    Used by `plan` and `check` alone, until outcomes of an earlier launch can tell. No verdict rests on it.
+    """
+
+    seed_sd: float = Field(gt=0, description="between runs of one recipe, in units of the metric")
+    recipe_item_sd: float = Field(default=0.0, ge=0, description="between items, of the difference of two recipes")
+    seed_item_sd: float = Field(default=0.0, ge=0, description="of seed × item")
+    sampling_sd: float = Field(default=0.0, ge=0, description="between samples of one item")
+
+
 class AnalysisConfig(Config):
     """`[analysis]`: how contrasts become verdicts."""
 
@@ -47,6 +59,10 @@ class AnalysisConfig(Config):
         default="seed",
         description="runs of one seed number share their randomness (`seed`), or seed numbers mean nothing",
     )
+    effect: float | None = Field(
+        default=None, gt=0, description="improvement that is hoped for; `check` warns where it could not be confirmed"
+    )
+    variance: VarianceConfig | None = Field(default=None, description="what `plan` and `check` reckon power with")
 
 
 @dataclass(frozen=True)

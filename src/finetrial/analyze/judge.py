@@ -4,7 +4,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -44,6 +44,7 @@ def judge(
     *,
     primary_metric: str,
     integrity: Sequence[str] = (),
+    given_up: Mapping[str, int] | None = None,
 ) -> list[Finding]:
     """One finding per contrast, in the order given.
 
@@ -53,6 +54,8 @@ def judge(
         config: error rate, margin, correction, pairing.
         primary_metric: metric of contrasts that name none.
         integrity: messages of failed integrity checks; any makes every verdict INVALID.
+        given_up: family -> contrasts of it that are not judged here because they were given up or lack outcomes;
+            they still count in its size.
 
     Raises:
         UserError: a contrast names what the table lacks, or a family does not fit its correction.
@@ -62,10 +65,11 @@ def judge(
     for position, p in enumerate(prepared):
         members[p.contrast.family].append(position)
     findings: dict[int, Finding] = {}
-    for positions in members.values():
+    for name, positions in members.items():
         family = [prepared[position] for position in positions]
-        for position, p, adjusted in zip(positions, family, _correct(family, config), strict=True):
-            findings[position] = _finding(p, adjusted, len(family), config, integrity)
+        absent = (given_up or {}).get(name, 0)
+        for position, p, adjusted in zip(positions, family, _correct(family, config, absent), strict=True):
+            findings[position] = _finding(p, adjusted, len(family) + absent, config, integrity)
     return [findings[position] for position in range(len(prepared))]
 
 
@@ -75,12 +79,19 @@ def _judgeable(p: Prepared) -> bool:
     return p.estimate is not None and bool(counts) and min(counts) >= 2
 
 
-def _correct(family: list[Prepared], config: AnalysisConfig) -> list[Adjusted]:
-    """The family's correction; contrasts without an estimate still count in its size."""
+def _correct(family: list[Prepared], config: AnalysisConfig, absent: int) -> list[Adjusted]:
+    """The family's correction; contrasts without an estimate, and `absent` ones, still count in its size."""
     estimates = [p.estimate if _judgeable(p) else None for p in family]
     if config.correction in ("holm", "benjamini_hochberg", "none"):
-        return families.by_steps(estimates, [p.margin for p in family], config.alpha, config.correction)
+        margins = [p.margin for p in family] + [0.0] * absent
+        steps = families.by_steps([*estimates, *[None] * absent], margins, config.alpha, config.correction)
+        return steps[: len(family)]
     first = family[0]
+    if absent:
+        raise UserError(
+            f"family '{first.contrast.family}': correction '{config.correction}' cannot count contrasts that are not "
+            "judged; use 'holm'"
+        )
     for p in family:
         if p.contrast.baseline != first.contrast.baseline or p.better != first.better:
             raise UserError(

@@ -9,6 +9,10 @@ planned as shares of the seeds, and alpha is spent over them: by a share t of th
 everything at the end. The level of each look follows by simulating the t statistics of all looks together under
 no difference. Between looks nothing is shown: `Schedule.at` gives None there and `decide` refuses.
 
+A family of m contrasts spends a(t) / m on each. The family's level at a look is m times the level that spends it, so
+that Holm's first step is exact. Its later steps, at m / r of that level for r contrasts left, stay within alpha / r:
+the larger a level, the more often it is crossed at several looks at once, which counts once.
+
 Futility is judged by a betting e-process (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables
 by betting"), which is valid at every seed and never spends alpha. With few seeds it rarely stops anything.
 
@@ -21,13 +25,53 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+from pydantic import Field, model_validator
 from scipy import stats
 
 from finetrial import seeds
 from finetrial.analyze.contrast import Finding
+from finetrial.analyze.verdict import MIN_SEEDS
 from finetrial.errors import UserError
+from finetrial.records import Config
 
 _DRAWS, _BLOCK = 400_000, 20_000
+
+
+class LooksConfig(Config):
+    """`[looks]`: after how many seeds the contrasts are judged; what only decided contrasts need is not trained on."""
+
+    fractions: tuple[float, ...] | None = Field(
+        default=None, description="ascending shares of the seeds, ending at 1, such as [0.5, 1.0]; or give `seeds`"
+    )
+    seeds: tuple[int, ...] | None = Field(default=None, description="ascending numbers of seeds, ending at all of them")
+    futility: bool = Field(default=False, description="also stop where a bet against reaching the margin has paid off")
+    span: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest |difference| of one seed's runs that is possible, which the bet needs; default: the range "
+        "of the metric, where it has one",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "LooksConfig":
+        if (self.fractions is None) == (self.seeds is None):
+            raise ValueError("give fractions or seeds, one of them")
+        return self
+
+    def counts(self, n_seeds: int) -> tuple[int, ...]:
+        """Seeds per condition at every look of a campaign of `n_seeds`.
+
+        Raises:
+            UserError: they do not ascend to `n_seeds`, or the first has too few for any verdict.
+        """
+        counts = self.seeds or tuple(round(share * n_seeds) for share in self.fractions or ())
+        ascending = all(a < b for a, b in pairwise(counts))
+        if not counts or not ascending or counts[0] < MIN_SEEDS or counts[-1] != n_seeds:
+            raise UserError(
+                f"looks at {', '.join(map(str, counts)) or 'no'} of {n_seeds} seeds: expected ascending numbers, the "
+                f"first at least {MIN_SEEDS} (fewer carry no verdict), the last all {n_seeds}"
+            )
+        return counts
 
 
 @dataclass(frozen=True)
@@ -40,7 +84,7 @@ class Look:
     spent: float
     """Error rate spent by this look and those before it."""
     level: float
-    """Two-sided level of this look alone: judge with `alpha=level` here."""
+    """Two-sided level of this look alone, shared by the family's contrasts: judge with `alpha=level` here."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +115,12 @@ def spent(fraction: float, alpha: float) -> float:
 
 
 def plan(
-    fractions: Sequence[float], alpha: float = 0.05, *, n_seeds: int | None = None, paired: bool = False
+    fractions: Sequence[float],
+    alpha: float = 0.05,
+    *,
+    n_seeds: int | None = None,
+    paired: bool = False,
+    contrasts: int = 1,
 ) -> Schedule:
     """Levels of looks at the given shares of the seeds.
 
@@ -80,6 +129,7 @@ def plan(
         alpha: two-sided error rate of all looks together.
         n_seeds: seeds per condition at the end; looks then fall on whole seeds and levels hold for t statistics.
         paired: whether candidate and baseline share their seeds.
+        contrasts: how many share alpha (Holm).
 
     Raises:
         UserError: the fractions do not ascend to 1, or two looks fall on the same seed or on fewer than 2 seeds.
@@ -101,7 +151,7 @@ def plan(
             )
         at, shares, kind = counts, tuple(n / n_seeds for n in counts), "paired" if paired else "unpaired"
     spending = tuple(spent(share, alpha) for share in shares)
-    levels = _levels(at, spending, kind)
+    levels = [contrasts * level for level in _levels(at, tuple(s / contrasts for s in spending), kind)]
     counts = (None,) * len(given) if n_seeds is None else tuple(int(n) for n in at)
     return Schedule(alpha, tuple(Look(*row) for row in zip(given, counts, spending, levels, strict=True)))
 

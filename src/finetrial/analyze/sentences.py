@@ -1,5 +1,7 @@
 """Reasons in plain words with numbers: why a contrast has its verdict."""
 
+import math
+
 from finetrial.analyze.contrast import AnalysisConfig, Verdict
 from finetrial.analyze.families import Adjusted
 from finetrial.analyze.prepare import Prepared
@@ -68,7 +70,8 @@ def _runs(p: Prepared) -> str:
 
 
 def _level(adjusted: Adjusted, size: int, config: AnalysisConfig) -> str:
-    percent = number(100 * (1 - config.alpha))
+    # As many digits as tell the level apart from 100 %: looks spend levels such as 0.0003.
+    percent = f"{100 * (1 - config.alpha):.{2 + math.ceil(-math.log10(config.alpha))}g}"
     if size == 1 or config.correction == "none":
         return f"{percent} % interval"
     return f"{percent} % over a family of {size}"

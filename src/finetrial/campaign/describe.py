@@ -1,12 +1,14 @@
-"""What a plan costs and how far a campaign is, as plain facts for the terminal and for programs."""
+"""What a plan costs and can detect, and how far a campaign is: plain facts for the terminal and for programs."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from finetrial.campaign.design import detectable
 from finetrial.campaign.execute import RunOptions
 from finetrial.campaign.folder import Folder
+from finetrial.campaign.interim import next_look, sizes
 from finetrial.campaign.plan import Plan, cohorts
 from finetrial.campaign.prepare import Prepared
 from finetrial.campaign.spec import Spec
@@ -42,6 +44,9 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
         if speed
         else "no training time is known yet: nothing was trained on this base and machine before",
     ]
+    if spec.looks is not None:
+        at = ", ".join(map(str, sizes(spec)))
+        sentences.append(f"looks at {at} of {len(spec.campaign.seeds)} seeds; conditions stop once decided")
     return {
         "campaign": spec.campaign.name,
         "runs": len(decided.runs),
@@ -55,6 +60,7 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
             for s in decided.suites
         ],
         "data": prepared.facts,
+        "power": [design.as_dict() for design in detectable(spec, decided.suites, options.logs)],
         "sentences": sentences,
     }
 
@@ -83,6 +89,8 @@ def progress(folder: Folder) -> dict[str, Any]:
         "seeds": manifest.get("seeds", []),
         "runs": len(entries),
         "done": finished,
+        "stopped": sum(entry["status"] == "stopped" for entry in entries),
+        "next_look": next_look(manifest),
         "matrix": matrix,
     }
 

@@ -1,5 +1,6 @@
 """Run a campaign, or go on with one: prepare, plan, train what is missing, evaluate what is missing, collect.
 
+With `[looks]` the middle is repeated seed group by seed group, and conditions stop once their contrasts are decided.
 Every stage result goes into the store under its key, so the same launch after a crash finds what is whole and makes
 the rest; nothing is lost and nothing is done twice.
 """
@@ -10,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from finetrial.analyze.table import OutcomeTable
+from finetrial.campaign import interim
 from finetrial.campaign.folder import Folder, publish, write_outcomes
 from finetrial.campaign.plan import Plan, Run, cohorts, plan
 from finetrial.campaign.prepare import Prepared, prepare
@@ -55,7 +58,7 @@ class Clock:
 
 
 def dry(spec: Spec, steps: int) -> Spec:
-    """The same campaign, cut to `steps` per run and under a name of its own."""
+    """The same campaign, cut to `steps` per run, without looks and under a name of its own."""
     conditions = tuple(
         condition.model_copy(
             update={"training": condition.training.model_copy(update={"max_steps": steps, "epochs": None})}
@@ -63,7 +66,7 @@ def dry(spec: Spec, steps: int) -> Spec:
         for condition in spec.conditions
     )
     campaign = spec.campaign.model_copy(update={"name": f"{spec.campaign.name}-dry"})
-    return spec.model_copy(update={"conditions": conditions, "campaign": campaign})
+    return spec.model_copy(update={"conditions": conditions, "campaign": campaign, "looks": None})
 
 
 def make_plan(spec: Spec, options: RunOptions, say: Say = print) -> tuple[Prepared, Plan, Folder]:
@@ -91,6 +94,9 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         prepared = prepare(spec, folder, options.device, say)
         decided = plan(spec, prepared.inputs, folder.store, folder.manifest(), is_dry)
         manifest = _manifest(spec, prepared, decided, started, is_dry)
+        if spec.looks is not None:
+            earlier = interim.carried(folder.manifest(), manifest)
+            manifest["looks"] = {"planned": list(interim.sizes(spec)), "taken": earlier}
         folder.write_manifest(manifest)
         clock.lap("data_s")
         _tell(decided, say)
@@ -98,18 +104,27 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         base = load_base(spec.model, options.device)
         manifest["base"] |= _base_facts(base)
         clock.lap("model_io_s")
-        for cohort in cohorts(decided.pending, options.cohort_size):
-            STAGES["train"](base, folder, spec, cohort, prepared, say)
-            clock.lap("train_s")
-        records = {run.name: _publish(folder, run) for run in decided.runs}
-        clock.lap("model_io_s")
-        outcomes = STAGES["evaluate"](base, folder, spec, decided, records, prepared, say)
-        write_outcomes(folder.path / "outcomes.parquet", outcomes)
+        records: dict[str, dict[str, Any]] = {}
+        taken: list[interim.Look] = []
+        for n_seeds in interim.sizes(spec):  # all seeds at once, unless [looks] plans to judge earlier
+            part = interim.part(decided, spec, n_seeds, taken)
+            if len(part.runs) == len(records):
+                break  # every condition has stopped
+            for cohort in cohorts([run for run in part.pending if run.name not in records], options.cohort_size):
+                STAGES["train"](base, folder, spec, cohort, prepared, say)
+                clock.lap("train_s")
+            records = {run.name: _publish(folder, run) for run in part.runs}
+            clock.lap("model_io_s")
+            outcomes = STAGES["evaluate"](base, folder, spec, part, records, prepared, say)
+            manifest["integrity"] = prepared.integrity + _integrity(part, records, outcomes, is_dry)
+            if spec.looks is not None and interim.undecided(spec, taken):
+                taken.append(_take_look(spec, n_seeds, decided, records, outcomes, taken, manifest, say))
+            manifest["runs"] = _run_entries(decided, records, taken)
+            write_outcomes(folder.path / "outcomes.parquet", outcomes)
+            folder.write_manifest(manifest)
+            clock.lap("evaluate_s")
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
-        clock.lap("evaluate_s")
 
-        manifest["runs"] = [_run_entry(run, records[run.name]) for run in decided.runs]
-        manifest["integrity"] = prepared.integrity + _integrity(decided, records, outcomes, is_dry)
         manifest["timing"] = {**clock.seconds, "total_s": sum(clock.seconds.values())}
         manifest["provenance"]["finished"] = _now()
         manifest["status"] = "dry" if is_dry else "complete"
@@ -136,6 +151,32 @@ def _publish(folder: Folder, run: Run) -> dict[str, Any]:
     return record
 
 
+def _take_look(
+    spec: Spec,
+    n_seeds: int,
+    decided: Plan,
+    records: Mapping[str, Mapping[str, Any]],
+    outcomes: list[Outcome],
+    taken: list[interim.Look],
+    manifest: dict[str, Any],
+    say: Say,
+) -> interim.Look:
+    """Judge at a planned look, enter it into the manifest and tell what was decided and what that saves."""
+    failed = interim.failed_checks(manifest)
+    look = interim.take(spec, n_seeds, OutcomeTable.read(outcomes), taken, failed)
+    saved = interim.savings(decided, look, records)
+    entries = manifest["looks"]["taken"] if taken else []
+    manifest["looks"]["taken"] = [*entries, look.entry(spec.campaign.seeds, saved)]
+    closed = ", ".join(f"{finding.contrast} {finding.verdict}" for finding in look.findings)
+    say(f"look at {n_seeds} of {len(spec.campaign.seeds)} seeds: {closed or 'nothing decided yet'}")
+    if look.stopped:
+        say(
+            f"  {', '.join(look.stopped)} stopped: {saved['runs']} runs not trained, "
+            f"{saved['steps']} steps, about {saved['tokens']:,} tokens and {saved['seconds']:.0f} s saved"
+        )
+    return look
+
+
 def _manifest(spec: Spec, prepared: Prepared, decided: Plan, started: str, is_dry: bool) -> dict[str, Any]:
     resolved = spec.model_dump(mode="json")
     return {
@@ -147,7 +188,7 @@ def _manifest(spec: Spec, prepared: Prepared, decided: Plan, started: str, is_dr
         "conditions": [BASE, *(condition.name for condition in spec.conditions)],
         "seeds": list(spec.campaign.seeds),
         "base": {"name": spec.model.base, "key": prepared.inputs.base_key},
-        "runs": [_run_entry(run, None) for run in decided.runs],
+        "runs": _run_entries(decided, {}, ()),
         "leftover": [{"run": name, "reason": reason} for name, reason in decided.leftover],
         "suites": {
             suite.name: {
@@ -182,14 +223,22 @@ def _base_facts(base: Base) -> dict[str, Any]:
     }
 
 
-def _run_entry(run: Run, record: Mapping[str, Any] | None) -> dict[str, Any]:
+def _run_entries(
+    decided: Plan, records: Mapping[str, Mapping[str, Any]], taken: Sequence[interim.Look]
+) -> list[dict[str, Any]]:
+    stopped = {condition: reason for look in taken for condition, reason in look.stopped.items()}
+    return [_run_entry(run, records.get(run.name), stopped.get(run.condition)) for run in decided.runs]
+
+
+def _run_entry(run: Run, record: Mapping[str, Any] | None, stopped: str | None) -> dict[str, Any]:
+    spared = stopped if record is None else None
     return {
         "condition": run.condition,
         "seed": run.seed,
         "folder": f"runs/{run.name}",
-        "status": record["status"] if record else "pending",
+        "status": record["status"] if record else "stopped" if spared else "pending",
         "decision": run.decision,
-        "reason": run.reason,
+        "reason": spared or run.reason,
         "saves_s": run.saves_s,
         "train_key": run.key,
         "adapter": record["adapter"] if record else None,

@@ -106,13 +106,18 @@ def plan(spec: Spec, inputs: Inputs, store: Store, previous: Mapping[str, Any] |
         previous: the campaign's manifest from an earlier launch, if there is one.
         dry: mark every run as a dry run, which no real campaign ever reuses.
     """
-    earlier = {f"{r['condition']}_s{r['seed']}": r["train_key"] for r in (previous or {}).get("runs", [])}
+    before = {f"{r['condition']}_s{r['seed']}": r for r in (previous or {}).get("runs", [])}
+    earlier = {name: entry["train_key"] for name, entry in before.items()}
+    spared = {e["train_key"]: e["reason"] for e in before.values() if e.get("status") == "stopped"}
     kin = _by_science_key(store)
     runs = []
     for seed in spec.campaign.seeds:
         for condition in spec.conditions:
             run = _run(condition, seed, inputs, dry)
-            runs.append(_decide(run, inputs.numerics, spec.campaign.mix_numerics, store, earlier.get(run.name), kin))
+            made = _decide(run, inputs.numerics, spec.campaign.mix_numerics, store, earlier.get(run.name), kin)
+            runs.append(
+                replace(made, reason=spared[run.key]) if made.key in spared and made.decision == "NEW" else made
+            )
     wanted = {run.name for run in runs}
     names = {condition.name for condition in spec.conditions}
     leftover = tuple(

@@ -15,6 +15,7 @@ from torch import nn
 
 from finetrial.analyze.permute import attainable_p
 from finetrial.analyze.verdict import MIN_SEEDS
+from finetrial.campaign.design import detectable
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.plan import Run, plan
 from finetrial.campaign.prepare import Prepared, prepare
@@ -36,6 +37,8 @@ class Check:
     check: str
     passed: bool
     detail: str
+    warning: bool = False
+    """Nothing is broken, but the researcher should know before spending."""
 
 
 def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
@@ -57,6 +60,10 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
             checks += _condition(spec, run, base, Path(scratch))
     checks.append(_disk(spec, base, logs))
     checks += _design(spec)
+    checks += [
+        Check(f"power: {design.name}", True, "; ".join([design.sentence, *design.warnings]), bool(design.warnings))
+        for design in detectable(spec, decided.suites, logs)
+    ]
     return checks
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
+from finetrial.analyze.looks import LooksConfig
+from finetrial.analyze.metrics import known
 from finetrial.data.score import ScoreConfig
 from finetrial.data.select import SelectionConfig
 from finetrial.data.split import SplitConfig
@@ -143,6 +145,7 @@ class _File(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     suites: tuple[SuiteConfig, ...] = ()
     analysis: AnalysisConfig = AnalysisConfig()
+    looks: LooksConfig | None = None
     contrasts: tuple[Contrast, ...] = ()
     squeeze: SqueezeConfig | None = None
     logging: LoggingConfig = LoggingConfig()
@@ -159,6 +162,7 @@ class Spec(Config):
     evaluation: EvaluationConfig
     suites: tuple[SuiteConfig, ...]
     analysis: AnalysisConfig
+    looks: LooksConfig | None
     conditions: tuple[Condition, ...]
     contrasts: tuple[Contrast, ...]
 
@@ -217,10 +221,12 @@ def resolve(raw: Mapping[str, Any], place: str = "campaign", default_name: str =
         evaluation=file.evaluation,
         suites=file.suites,
         analysis=file.analysis,
+        looks=file.looks,
         conditions=conditions,
         contrasts=tuple(_contrast(contrast, file, names, place) for contrast in file.contrasts),
     )
     _check_contrast_names(spec, place)
+    _check_looks(spec, place)
     return spec
 
 
@@ -289,6 +295,30 @@ def _check_contrast_names(spec: Spec, place: str) -> None:
         if contrast.name in seen:
             raise UserError(f"{place}: [[contrasts]] {contrast.name!r} is declared twice")
         seen.add(contrast.name)
+
+
+def _check_looks(spec: Spec, place: str) -> None:
+    """Refuse looks that could decide nothing, or whose error rate is not known."""
+    if spec.looks is None:
+        return
+    try:
+        spec.looks.counts(len(spec.campaign.seeds))
+    except UserError as error:
+        raise UserError(f"{place}: [looks] {error}") from error
+    if not spec.contrasts:
+        raise UserError(f"{place}: [looks] without [[contrasts]]: there is nothing to decide at a look")
+    if spec.analysis.correction not in ("holm", "none"):
+        raise UserError(
+            f"{place}: [looks] with [analysis] correction {spec.analysis.correction!r}: expected 'holm' or 'none'; how "
+            "the others share their error rate over looks is not known"
+        )
+    metrics = [contrast.metric or spec.campaign.primary_metric for contrast in spec.contrasts]
+    unlimited = [metric for metric in metrics if (fact := known(metric)) is None or fact.high is None]
+    if spec.looks.futility and spec.looks.span is None and unlimited:
+        raise UserError(
+            f"{place}: [looks] futility: {unlimited[0]} has no known range; give span, the largest difference of one "
+            "seed's runs that is possible"
+        )
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -58,14 +58,15 @@ def init(
 
 @app.command()
 def check(spec: SpecPath, overrides: Overrides = None, logs: Logs = LOGS, as_json: AsJson = False) -> None:
-    """Preflight that executes: data, masks, leak guard, gradients of every condition, disk."""
+    """Preflight that executes: data, masks, leak guard, gradients of every condition, disk, power."""
     from finetrial.campaign.preflight import preflight
 
     results = preflight(load_spec(spec, overrides or ()), logs, _silent if as_json else say)
     if as_json:
         emit_json([vars(result) for result in results])
     else:
-        rows = [["ok" if r.passed else "FAILED", r.check, r.detail] for r in results]
+        marks = ["FAILED" if not r.passed else "warning" if r.warning else "ok" for r in results]
+        rows = [[mark, r.check, r.detail] for mark, r in zip(marks, results, strict=True)]
         console.print(table("Preflight", ["", "check", "detail"], rows))
     failed = [result.check for result in results if not result.passed]
     if failed:
@@ -76,7 +77,7 @@ def check(spec: SpecPath, overrides: Overrides = None, logs: Logs = LOGS, as_jso
 def plan(
     spec: SpecPath, overrides: Overrides = None, max_steps: MaxSteps = None, logs: Logs = LOGS, as_json: AsJson = False
 ) -> None:
-    """Show runs, cohorts, rows, tokens, steps and time, before anything is spent."""
+    """Show runs, cohorts, rows, tokens, steps, time and power, before anything is spent."""
     from finetrial.campaign.describe import cost
 
     loaded, prepared, decided, options = _planned(spec, overrides, max_steps, logs)
@@ -103,6 +104,10 @@ def plan(
     )
     for line in facts["sentences"]:
         say(line)
+    for design in facts["power"]:
+        say(f"power: {design['name']}: {design['sentence']}")
+        for warning in design["warnings"]:
+            say(f"  warning: {warning}")
 
 
 @app.command()
@@ -181,7 +186,10 @@ def status(directory: CampaignDir = None, logs: Logs = LOGS, as_json: AsJson = F
     seeds = [str(seed) for seed in state["seeds"]]
     rows = [[condition, *(cells[seed] for seed in seeds)] for condition, cells in state["matrix"].items()]
     console.print(table(f"{state['campaign']}: {state['status']}", ["condition", *[f"seed {s}" for s in seeds]], rows))
-    say(f"{state['done']} of {state['runs']} runs done; folder {folder.path}")
+    stopped = f", {state['stopped']} stopped by looks" if state["stopped"] else ""
+    say(f"{state['done']} of {state['runs']} runs done{stopped}; folder {folder.path}")
+    if state["next_look"]:
+        say(state["next_look"])
 
 
 @app.command()
@@ -214,6 +222,7 @@ def verdict(
 
     judged = twin(gather(open_folder(directory, logs).path))
     findings, waiting = judged["contrasts"], judged["unjudged"]
+    ahead = judged["looks"]["next"] if judged["looks"] else None
     if contrast is not None:
         names = [finding["contrast"] for finding in findings]
         if contrast not in [*names, *waiting]:
@@ -223,11 +232,11 @@ def verdict(
     if not findings and not waiting:
         raise UserError("the campaign declares no [[contrasts]], so there is nothing to decide")
     if as_json:
-        emit_json({"contrasts": findings, "not_evaluated_yet": waiting})
+        emit_json({"contrasts": findings, "not_evaluated_yet": waiting, "next_look": ahead})
     else:
         _print_verdicts(findings)
         for name in waiting:
-            say(f"not evaluated yet: {name}")
+            say(f"undecided, {ahead}: {name}" if ahead else f"not evaluated yet: {name}")
     verdicts = [finding["verdict"] for finding in findings] + ["INCONCLUSIVE"] * len(waiting)
     gravity = ["INVALID", "FAILED", "INCONCLUSIVE", "CONFIRMED"]
     raise typer.Exit(EXIT_CODES[min(verdicts, key=gravity.index)])
@@ -243,6 +252,8 @@ def _planned(spec: Path, overrides: list[str] | None, max_steps: int | None, log
 
 
 def _print_verdicts(findings: list[dict[str, Any]]) -> None:
+    if not findings:
+        return
     styles = {"CONFIRMED": "green", "FAILED": "red", "INCONCLUSIVE": "yellow", "INVALID": "bold red"}
     rows = []
     for finding in findings:

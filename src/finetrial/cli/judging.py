@@ -23,7 +23,7 @@ from finetrial.analyze.runs.significance import significance
 from finetrial.analyze.sizing import SEEDS, Goal, Sizing, size
 from finetrial.cli.app import AsJson, app, console, emit_json, table
 from finetrial.errors import UserError, nearest
-from finetrial.store import write_json, write_text
+from finetrial.store import read_json, write_json, write_text
 
 MT_BENCH_SUBSET = 16
 """Questions of the subset that is warned about by default for MT-Bench, whose users judge on a few at random."""
@@ -205,8 +205,11 @@ def _declared(sources: Sequence[Path]) -> list[dict[str, Any]]:
         or not (sources[0] / "outcomes.parquet").is_file()
     ):
         return []
+    from finetrial.campaign.interim import next_look
     from finetrial.report.build import gather
 
+    if ahead := next_look(read_json(sources[0] / "manifest.json")):
+        raise UserError(f"{sources[0]}: nothing is compared between planned looks; {ahead} (see `finetrial status`)")
     return [{**asdict(finding), "declared": True} for finding in gather(sources[0]).findings]
 
 

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from finetrial.analyze.contrast import AnalysisConfig, Contrast, Finding
 from finetrial.analyze.judge import judge
 from finetrial.analyze.table import OutcomeTable
+from finetrial.campaign.interim import failed_checks
 from finetrial.errors import UserError
-from finetrial.report import charts, diagnostics, markdown, page, scaling
+from finetrial.report import charts, diagnostics, markdown, page, scaling, statistics_charts
 from finetrial.report.facts import Report, read_json, read_runs, summarise, twin
 from finetrial.report.theme import Chart
 
@@ -45,10 +48,11 @@ def gather(folder: Path) -> Report:
     manifest = read_json(folder / "manifest.json")
     runs = read_runs(folder, manifest)
     outcomes = folder / "outcomes.parquet"
-    if not outcomes.is_file():
+    looks = manifest.get("looks")
+    if not outcomes.is_file() or (looks and not looks["taken"]):
         return Report(manifest, (), (), runs, tuple(contrast.name for contrast in _contrasts(manifest)))
     table = OutcomeTable.read(outcomes)
-    findings, unjudged = _judged(manifest, table)
+    findings, unjudged = _at_looks(manifest) if looks else _judged(manifest, table)
     return Report(manifest, findings, summarise(table), runs, unjudged)
 
 
@@ -72,7 +76,7 @@ def write(report: Report, target: Path) -> ReportPaths:
 
 def draw(report: Report) -> list[Chart]:
     """Every chart for which there are data, in the order of the page."""
-    drawn: list[Chart | None] = [*charts.forest(report)]
+    drawn: list[Chart | None] = [*charts.forest(report), *statistics_charts.noise(report)]
     for metric in report.charted:
         drawn += [charts.heatmap(report, metric), scaling.scaling(report, metric), charts.strip(report, metric)]
     drawn += [diagnostics.overlap(report), diagnostics.scores(report), diagnostics.correlation(report)]
@@ -93,13 +97,23 @@ def _judged(manifest: Mapping[str, Any], table: OutcomeTable) -> tuple[tuple[Fin
         ready,
         AnalysisConfig.model_validate(spec.get("analysis", {})),
         primary_metric=spec.get("campaign", {}).get("primary_metric", "nll"),
-        integrity=[
-            f"failed check “{check['check']}”: {check['detail'] or 'no detail recorded'}"
-            for check in manifest.get("integrity", [])
-            if not check["passed"]
-        ],
+        integrity=failed_checks(manifest),
     )
     return tuple(findings), tuple(contrast.name for contrast in waiting)
+
+
+def _at_looks(manifest: Mapping[str, Any]) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """(findings of the looks that decided them, names of contrasts that no look has decided).
+
+    Nothing is judged again: at another number of seeds the planned error rate would not hold.
+    """
+    recorded = [finding for look in manifest["looks"]["taken"] for finding in look["findings"]]
+    found = {finding.contrast: finding for finding in TypeAdapter(list[Finding]).validate_python(recorded)}
+    if failed := failed_checks(manifest):
+        reason = "; ".join(failed)
+        found = {name: replace(f, verdict="INVALID", subtype=None, reason=reason) for name, f in found.items()}
+    names = [contrast.name for contrast in _contrasts(manifest)]
+    return tuple(found[name] for name in names if name in found), tuple(name for name in names if name not in found)
 
 
 def _contrasts(manifest: Mapping[str, Any]) -> list[Contrast]:

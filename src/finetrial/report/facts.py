@@ -18,6 +18,7 @@ import numpy as np
 from finetrial.analyze.contrast import Finding
 from finetrial.analyze.metrics import known
 from finetrial.analyze.table import OutcomeTable
+from finetrial.campaign.interim import next_look
 from finetrial.errors import UserError
 from finetrial.report.theme import count
 
@@ -104,6 +105,11 @@ class Report:
     def primary_metric(self) -> str | None:
         """Metric of contrasts that name none."""
         return self.section("spec", "campaign", "primary_metric")
+
+    @property
+    def next_look(self) -> str | None:
+        """`next look at 5 of 8 seeds` while planned looks are ahead; until then undecided contrasts show nothing."""
+        return next_look(self.manifest)
 
     @property
     def metrics(self) -> list[str]:
@@ -266,6 +272,7 @@ def twin(report: Report) -> dict[str, Any]:
         "verdicts_exploratory": _counted(finding for finding in report.findings if is_exploratory(finding)),
         "contrasts": [asdict(finding) | {"exploratory": is_exploratory(finding)} for finding in report.findings],
         "unjudged": list(report.unjudged),
+        "looks": None if not report.section("looks") else report.section("looks") | {"next": report.next_look},
         "conditions": [_cell_record(report, cell) for cell in report.cells],
         "suites": report.section("suites"),
         "integrity": report.section("integrity"),

@@ -43,6 +43,7 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         level=sentences.level_words(report),
         ledger=tables.ledger(report, by_name),
         forests=[name for name in by_name if name.startswith("forest-")],
+        noises=[name for name in by_name if name.startswith("variance-")],
         metrics=[(metric, slug(metric), metric_words(metric)) for metric in report.metrics],
         tables=tables,
         dimensions=dimensions(report),

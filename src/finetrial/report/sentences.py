@@ -84,6 +84,8 @@ def _failures(declared: list[Finding]) -> str:
 
 
 def _nothing_judged(report: Report) -> str:
+    if report.next_look:
+        return f"Nothing has been decided yet: {report.next_look}. Until then there is progress to see, no result."
     if not report.cells:
         return "No outcomes are recorded yet, so nothing could be judged."
     return "The campaign declares no contrasts, so nothing was judged; the measurements below describe, no more."
@@ -110,7 +112,9 @@ def claim(finding: Finding, level: str) -> str:
 
 
 def level_words(report: Report) -> str:
-    """`adjusted 95 % interval`, or without the level where alpha was not recorded."""
+    """`adjusted 95 % interval`, or without the level where alpha was not recorded or every look has its own."""
+    if report.section("looks"):
+        return "adjusted interval at the level of its look"
     return "adjusted interval" if report.alpha is None else f"adjusted {100 * (1 - report.alpha):g} % interval"
 
 
@@ -121,7 +125,8 @@ def status_notes(report: Report) -> list[str]:
     if status == "dry":
         notes.append("This was a dry run with shortened training. Its figures show that the machinery works, no more.")
     elif status == "running":
-        notes.append("The campaign is still running: figures and verdicts are provisional.")
+        provisional = "figures are provisional; what a look decided stands" if report.section("looks") else None
+        notes.append(f"The campaign is still running: {provisional or 'figures and verdicts are provisional'}.")
     elif status == "failed":
         notes.append("The campaign stopped with an error before it was complete.")
     states = Counter(run["status"] for run in report.section("runs") or [])
@@ -130,7 +135,10 @@ def status_notes(report: Report) -> list[str]:
             names = [f"{r['condition']} seed {r['seed']}" for r in report.section("runs") if r["status"] == state]
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"{count(states[state], 'run')} {state}: {shown}.")
-    if report.unjudged:
+    if report.unjudged and report.next_look:
+        listed = ", ".join(report.unjudged)
+        notes.append(f"{count(len(report.unjudged), 'contrast')} undecided, {report.next_look}: {listed}.")
+    elif report.unjudged:
         rest = "; the correction of the others does not count them" if report.findings else ""
         subject = count(len(report.unjudged), "contrast")
         notes.append(f"{subject} could not be judged for want of outcomes{rest}: {', '.join(report.unjudged)}.")

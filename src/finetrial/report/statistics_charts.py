@@ -1,12 +1,14 @@
 """Charts of a design and of its noise: detectable effect against seeds, and where the variance comes from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import altair as alt
 
 from finetrial.analyze.sizing import Sizing
 from finetrial.errors import UserError
-from finetrial.report.theme import INK, MUTED, SERIES, Chart, finish, number
+from finetrial.report.facts import Report
+from finetrial.report.theme import INK, MUTED, SERIES, Chart, count, finish, metric_words, number, slug
 
 COMPONENTS = {
     "seed": "between runs (seed)",
@@ -71,9 +73,31 @@ def power_curve(sizings: Sequence[Sizing], unit: str) -> Chart:
     return finish(chart, "power", "What a design can detect", caption, f"Detectable improvement against seeds. {ends}.")
 
 
-def variance_bars(variance: Mapping[str, float], unit: str, upper: Mapping[str, float] | None = None) -> Chart:
+def noise(report: Report) -> list[Chart]:
+    """Variance components of every contrast that has them, without the items' own spread, which cancels."""
+    drawn = []
+    for finding in report.findings:
+        shown = {name: value for name, value in finding.variance.items() if name != "item"}
+        if not shown:
+            continue
+        runs = " + ".join(str(n) for n in finding.n_seeds if n)
+        chart = variance_bars(
+            shown, metric_words(finding.metric).unit, name=f"variance-{slug(finding.contrast)}", title=finding.contrast
+        )
+        of = f"Moment estimates from {runs} runs and {count(finding.n_items, 'item')}."
+        drawn.append(replace(chart, caption=f"{chart.caption} {of}"))
+    return drawn
+
+
+def variance_bars(
+    variance: Mapping[str, float],
+    unit: str,
+    upper: Mapping[str, float] | None = None,
+    name: str = "variance",
+    title: str = "Variance components",
+) -> Chart:
     """Variance components as standard deviations; ticks mark upper confidence bounds where they are given."""
-    names = [name for name in COMPONENTS if name in variance]
+    names = [component for component in COMPONENTS if component in variance]
     labels = [COMPONENTS[name] for name in names]
     rows = [{"label": COMPONENTS[n], "sd": variance[n] ** 0.5, "text": number(variance[n] ** 0.5)} for n in names]
     y = alt.Y("label:N", sort=labels, title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=330))
@@ -93,4 +117,4 @@ def variance_bars(variance: Mapping[str, float], unit: str, upper: Mapping[str, 
     )
     told = "; ".join(f"{row['label']}: {row['text']}" for row in rows)
     chart = alt.layer(*layers).properties(width=480, height=alt.Step(30))
-    return finish(chart, "variance", "Variance components", caption, f"Standard deviations in {unit}. {told}.")
+    return finish(chart, name, title, caption, f"Standard deviations in {unit}. {told}.")

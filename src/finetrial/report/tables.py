@@ -69,7 +69,8 @@ def _ledger_row(finding: Finding, charts: set[str]) -> LedgerRow:
     places = decimals_for(adjusted[1] - adjusted[0]) if adjusted else None
     metric = slug(finding.metric)
     named = ((f"forest-{metric}", "forest plot"), (f"seeds-{metric}", "every seed"), (f"heatmap-{metric}", "heatmap"))
-    more = ((f"scaling-{metric}", "more data"), ("overlap", "shared training rows"))
+    noise = (f"variance-{slug(finding.contrast)}", "where its noise comes from")
+    more = (noise, (f"scaling-{metric}", "more data"), ("overlap", "shared training rows"))
     return LedgerRow(
         finding=finding,
         mark=mark_of(finding.verdict, finding.subtype),
@@ -117,6 +118,28 @@ def _ledger_facts(finding: Finding, interval: str) -> tuple[tuple[str, str], ...
 
 def _interval(interval: tuple[float, float] | None, places: int | None) -> str:
     return f"[{number(interval[0], places)}, {number(interval[1], places)}]" if interval else "—"
+
+
+def looks(report: Report) -> Table:
+    """Planned looks: level, what was decided there, and what was not trained because of it."""
+    section = report.section("looks") or {"planned": [], "taken": []}
+    taken = {look["n_seeds"]: look for look in section["taken"]}
+    return (
+        ["seeds per condition", "level of the family", "decided", "stopped", "saved"],
+        [_look(n, taken.get(n)) for n in section["planned"]],
+    )
+
+
+def _look(n_seeds: int, look: Mapping[str, Any] | None) -> list[str]:
+    if look is None:
+        return [str(n_seeds), "—", "not taken", "—", "—"]
+    levels = look["levels"]
+    shown = [f"{level:.2g}" if len(levels) == 1 else f"{family} {level:.2g}" for family, level in levels.items()]
+    decided = [f"{finding['contrast']} {finding['verdict']}" for finding in look["findings"]]
+    saved = look["saved"]
+    told = f"{saved['runs']} runs, {number(saved['tokens'])} tokens, {duration(saved['seconds'])}"
+    stopped = ", ".join(look["stopped"]) or "none"
+    return [str(n_seeds), ", ".join(shown), ", ".join(decided) or "nothing", stopped, told if saved["runs"] else "—"]
 
 
 def means(report: Report, metric: str) -> Table:
