@@ -31,11 +31,14 @@ demo: setup
 	$(BIN)/finetrial run examples/quickstart.toml
 	$(BIN)/finetrial status logs/quickstart
 
-bench: setup
+bench: .venv-bench/.installed
+	.venv-bench/bin/python bench/run.py
+
+.venv-bench/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --upgrade pip
 	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable '.[train]' trl lm_eval
-	.venv-bench/bin/python bench/run.py
+	touch $@
 
 clean:
 	rm -rf $(VENV) .venv-bench logs
