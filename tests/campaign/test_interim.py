@@ -1,6 +1,8 @@
 """Looks of a campaign: what they decide, whom they stop, and that nothing shows or changes between them."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +35,7 @@ def spec(looks: dict[str, Any] | None = None, contrasts: Sequence[tuple[str, str
         {
             "campaign": {
                 "name": "simulated",
-                "primary_metric": "score",
+                "primary_metric": "nll",
                 "seeds": list(SEEDS),
                 "conditions": [{"name": name} for name in GAINS],
             },
@@ -49,14 +51,14 @@ def table(n_seeds: int, noise: float = 0.1, gains: dict[str, float] = GAINS, til
 
     With `tilt`, `idle` is better on every other item and worse on the rest, by that much.
     """
-    rows = [Outcome("base", None, "gold", f"q{i}", 0, "score", 0.0) for i in range(6)]
+    rows = [Outcome("base", None, "gold", f"q{i}", 0, "nll", 0.0) for i in range(6)]
     for k, (condition, gain) in enumerate(gains.items()):
         for seed in SEEDS[:n_seeds]:
             rng = np.random.default_rng([k, seed])
             level = gain + noise * rng.standard_normal()
             values = level + 0.3 * noise * rng.standard_normal(6)
             values += tilt * np.array([1, -1] * 3) * (condition == "idle")
-            rows += [Outcome(condition, seed, "gold", f"q{i}", 0, "score", float(v)) for i, v in enumerate(values)]
+            rows += [Outcome(condition, seed, "gold", f"q{i}", 0, "nll", float(v)) for i, v in enumerate(values)]
     return OutcomeTable.read(rows)
 
 
@@ -73,15 +75,15 @@ def test_a_decided_contrast_keeps_the_finding_of_its_look() -> None:
     level = interim.schedule_of(plan, "declared").looks[0].level
     assert [finding.contrast for finding in first.findings] == ["c vs a on gold"]
     (decided,) = first.findings
-    alone = judge(table(4), plan.contrasts, plan.analysis.model_copy(update={"alpha": level}), primary_metric="score")[
-        0
-    ]
+    alone = judge(table(4), plan.contrasts, plan.analysis.model_copy(update={"alpha": level}), primary_metric="nll")[0]
     assert (decided.ci_adjusted, decided.p_adjusted, decided.n_seeds) == (alone.ci_adjusted, alone.p_adjusted, (4, 4))
     assert decided.reason.startswith("decided at 4 seeds at level 0.0031")
     assert first.levels == {"declared": level}
     assert [finding.contrast for finding in last.findings] == ["b vs a on gold"]
     assert last.findings[0].n_seeds == (8, 8)
-    assert last.findings[0].family_size == 1  # the rejected one has left Holm's family
+    assert "% interval" in last.findings[0].reason  # the rejected one has left Holm's family: the full level
+    assert last.findings[0].family_size == 2
+    assert last.findings[0].correction.startswith("Holm, alpha spent over 2 looks")
 
 
 def test_a_condition_goes_on_while_an_undecided_contrast_names_it() -> None:
@@ -119,7 +121,7 @@ def test_futile_contrasts_are_given_up_and_still_count_in_their_family() -> None
     assert given_up["idle vs a on gold"].verdict == "INCONCLUSIVE"
     assert "futile" in given_up["idle vs a on gold"].reason
     assert set(first.stopped) == {"idle"}
-    assert last.findings[0].family_size == 2
+    assert "over a family of 2" in last.findings[0].reason
 
 
 def test_a_difference_beyond_the_declared_span_makes_no_bet() -> None:
@@ -166,14 +168,14 @@ def test_looks_survive_the_manifest() -> None:
         ({"looks": {}}, "give fractions or seeds, one of them"),
         ({"looks": {"seedz": [4, 8]}}, r"unknown key 'seedz' \(did you mean 'seeds'\?\)"),
         ({"looks": {"seeds": [4, 8]}, "analysis": {"correction": "dunnett"}}, "expected 'holm' or 'none'"),
-        ({"looks": {"seeds": [4, 8], "futility": True}}, "score has no known range; give span"),
+        ({"looks": {"seeds": [4, 8], "futility": True}}, "nll has no known range; give span"),
         ({"looks": {"seeds": [4, 8]}, "contrasts": []}, "there is nothing to decide at a look"),
     ],
 )
 def test_looks_that_decide_nothing_are_refused(tables: dict[str, Any], message: str) -> None:
     raw = {
         "campaign": {
-            "primary_metric": "score",
+            "primary_metric": "nll",
             "seeds": list(SEEDS),
             "conditions": [{"name": "a"}, {"name": "b"}],
         },
@@ -226,6 +228,11 @@ def launch(path: Path, logs: Path, *overrides: str, said: list[str] | None = Non
     return run(load_spec(path, overrides), RunOptions(logs=logs), (said if said is not None else []).append)
 
 
+def finetrial(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetrial", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
 def statuses(folder: Folder) -> dict[str, str]:
     manifest = folder.manifest()
     assert manifest is not None
@@ -258,6 +265,10 @@ def test_a_campaign_stops_what_is_decided_and_says_what_it_saved(looked: Path, t
     state = progress(folder)
     assert state["matrix"]["fast"]["4"] == "stopped"
     assert state["next_look"] is None
+
+    _, decided, _ = make_plan(load_spec(looked), RunOptions(logs=tmp_path / "logs"), lambda _: None)
+    assert {run.name for run in decided.runs if run.decision == "STOPPED"} == {"fast_s4", "idle_s4"}
+    assert decided.pending == ()
 
     before = (folder.path / "outcomes.parquet").read_bytes()
     again = launch(looked, tmp_path / "logs").manifest()
@@ -307,6 +318,13 @@ def test_nothing_shows_between_looks_and_a_killed_campaign_ends_the_same(
     assert progress(folder)["next_look"] == "next look at 4 of 4 seeds"
     page = build(folder.path).html.read_text()
     assert "next look at 4 of 4 seeds" in page
+    verdict = finetrial("verdict", str(folder.path), "--json")
+    shown = json.loads(verdict.stdout)
+    assert verdict.returncode == 20
+    assert ([c["contrast"] for c in shown["contrasts"]], shown["not_evaluated_yet"]) == (["trained"], ["selected"])
+    compared = finetrial("compare", str(folder.path))
+    assert compared.returncode == 2
+    assert "nothing is compared between planned looks; next look at 4 of 4 seeds" in compared.stderr
     assert {seed.seed for cell in gather(folder.path).cells for seed in cell.seeds} == {None, 1, 2, 3}
 
     fatal = 0

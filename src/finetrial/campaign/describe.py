@@ -46,7 +46,7 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
     ]
     if spec.looks is not None:
         at = ", ".join(map(str, sizes(spec)))
-        sentences.append(f"looks at {at} of {len(spec.campaign.seeds)} seeds; conditions stop once decided")
+        sentences.append(f"looks at {at} of {len(spec.campaign.seeds)} seeds: less where contrasts are decided early")
     return {
         "campaign": spec.campaign.name,
         "runs": len(decided.runs),

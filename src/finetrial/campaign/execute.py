@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
 from finetrial.campaign.folder import Folder, publish, write_outcomes
-from finetrial.campaign.plan import Plan, Run, cohorts, plan
+from finetrial.campaign.plan import Decision, Plan, Run, cohorts, plan
 from finetrial.campaign.prepare import Prepared, prepare
 from finetrial.campaign.spec import BASE, Spec
 from finetrial.campaign.stages import STAGES
@@ -110,7 +110,8 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
             part = interim.part(decided, spec, n_seeds, taken)
             if len(part.runs) == len(records):
                 break  # every condition has stopped
-            for cohort in cohorts([run for run in part.pending if run.name not in records], options.cohort_size):
+            missing = [run for run in part.runs if run.decision != "REUSE" and run.name not in records]
+            for cohort in cohorts(missing, options.cohort_size):
                 STAGES["train"](base, folder, spec, cohort, prepared, say)
                 clock.lap("train_s")
             records = {run.name: _publish(folder, run) for run in part.runs}
@@ -133,7 +134,7 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
 
 
 def _tell(decided: Plan, say: Say) -> None:
-    counts = {d: sum(run.decision == d for run in decided.runs) for d in ("REUSE", "RETRAIN", "NEW", "STALE")}
+    counts = {d: sum(run.decision == d for run in decided.runs) for d in get_args(Decision)}
     listed = ", ".join(f"{count} {decision}" for decision, count in counts.items() if count)
     say(f"{len(decided.runs)} runs: {listed}; {len(decided.suites)} suites")
     for run in decided.runs:

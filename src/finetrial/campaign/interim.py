@@ -104,7 +104,9 @@ def take(spec: Spec, n_seeds: int, table: OutcomeTable, taken: Sequence[Look], f
             bet = _bet(spec, contrast, table) if spec.looks and spec.looks.futility and not last else None
             decision = looks.decide(schedule, n_seeds, finding, bet)
             if decision.stop:
-                findings.append(replace(finding, reason=decision.reason))
+                size = sum(other.family == family for other in spec.contrasts)
+                how = f"{finding.correction}, alpha spent over {len(schedule.looks)} looks (O'Brien-Fleming type)"
+                findings.append(replace(finding, reason=decision.reason, family_size=size, correction=how))
     now = Look(n_seeds, levels, tuple(findings), {})
     return now if last else replace(now, stopped=_stopped(spec, [*taken, now]))
 

@@ -2,7 +2,8 @@
 
 Decisions per run: REUSE (a whole result of the same key exists), RETRAIN (the run was made before from other
 inputs), NEW (never made), STALE (made before, but its condition or seed is no longer in the campaign, or its
-result belongs to another numerics class). Nothing here imports torch.
+result belongs to another numerics class), STOPPED (a planned look decided that it is not needed). Nothing here
+imports torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from finetrial.store import Store, read_json
 STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 1}
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
-Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE"]
+Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]
 
 EXECUTION_ONLY = {"micro_batch_tokens", "gradient_checkpointing", "save_every"}
 """Fields of `[training]` that cost memory or time and never enter a key."""
@@ -93,36 +94,43 @@ class Plan:
     @property
     def pending(self) -> tuple[Run, ...]:
         """Runs that have to be trained."""
-        return tuple(run for run in self.runs if run.decision != "REUSE")
+        return tuple(run for run in self.runs if run.decision not in ("REUSE", "STOPPED"))
 
 
-def plan(spec: Spec, inputs: Inputs, store: Store, previous: Mapping[str, Any] | None, dry: bool = False) -> Plan:
+def plan(
+    spec: Spec,
+    inputs: Inputs,
+    store: Store,
+    published: Mapping[str, str],
+    previous: Mapping[str, Any] | None = None,
+    dry: bool = False,
+) -> Plan:
     """Derive all runs with their decisions.
 
     Args:
         spec: the campaign.
         inputs: what the data stages made.
         store: where finished runs are kept.
-        previous: the campaign's manifest from an earlier launch, if there is one.
+        published: run name -> key of what the campaign's folder shows of earlier launches.
+        previous: the campaign's manifest from an earlier launch, which knows what a look has stopped.
         dry: mark every run as a dry run, which no real campaign ever reuses.
     """
-    before = {f"{r['condition']}_s{r['seed']}": r for r in (previous or {}).get("runs", [])}
-    earlier = {name: entry["train_key"] for name, entry in before.items()}
-    spared = {e["train_key"]: e["reason"] for e in before.values() if e.get("status") == "stopped"}
+    entries = (previous or {}).get("runs", [])
+    spared = {entry["train_key"]: entry["reason"] for entry in entries if entry.get("status") == "stopped"}
     kin = _by_science_key(store)
     runs = []
     for seed in spec.campaign.seeds:
         for condition in spec.conditions:
             run = _run(condition, seed, inputs, dry)
-            made = _decide(run, inputs.numerics, spec.campaign.mix_numerics, store, earlier.get(run.name), kin)
-            runs.append(
-                replace(made, reason=spared[run.key]) if made.key in spared and made.decision == "NEW" else made
-            )
+            run = _decide(run, inputs.numerics, spec.campaign.mix_numerics, store, published.get(run.name), kin)
+            if run.key in spared and run.decision == "NEW":
+                run = replace(run, decision="STOPPED", reason=spared[run.key])
+            runs.append(run)
     wanted = {run.name for run in runs}
     names = {condition.name for condition in spec.conditions}
     leftover = tuple(
         (name, "condition is no longer in the campaign" if name.rpartition("_s")[0] not in names else "seed dropped")
-        for name in sorted(earlier)
+        for name in sorted(published)
         if name not in wanted
     )
     return Plan(tuple(runs), inputs.suites, leftover)
@@ -131,11 +139,11 @@ def plan(spec: Spec, inputs: Inputs, store: Store, previous: Mapping[str, Any] |
 def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
     """Group runs that can be trained in one stack: same step count and same target layers, at most `size` each.
 
-    Chunks are cut in order, so that after an interruption the remaining runs form the same cohorts again and an
-    unfinished one finds its checkpoint.
+    Conditions with the same recipe and rows are one run, trained once. Chunks are cut in order, so that after an
+    interruption the remaining runs form the same cohorts again.
     """
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in reversed({run.key: run for run in reversed(runs)}.values()):
         groups.setdefault(digest([run.steps, run.science["model"]["targets"]]), []).append(run)
     for group in groups.values():
         for start in range(0, len(group), size):
@@ -145,7 +153,7 @@ def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
 def _run(condition: Condition, seed: int, inputs: Inputs, dry: bool) -> Run:
     selection = inputs.selections[condition.name, seed]
     steps = condition.training.steps(len(selection.ids))
-    model = condition.model.model_dump(mode="json", exclude={"base", "revision", "lora_alpha"})
+    model = condition.model.model_dump(mode="json", exclude={"base", "revision", "dtype", "lora_alpha"})
     training = condition.training.model_dump(mode="json", exclude={*EXECUTION_ONLY, "epochs", "max_steps"})
     science = {"model": {**model, "alpha": condition.model.alpha}, "training": training, "steps": steps}
     if dry:
@@ -182,7 +190,7 @@ def _decide(
         other = store.record("train", relatives[0])["numerics"]
         return replace(run, decision="STALE", reason=f"was trained on {other}; this machine is {numerics}")
     if earlier is None or not store.has("train", earlier):
-        reason = "not trained before" if earlier is None else "was planned before but never finished"
+        reason = "not trained before" if earlier is None else "was trained before, but its result is gone"
         return replace(run, decision="NEW", reason=reason)
     return replace(run, decision="RETRAIN", reason=_what_changed(run, earlier, store))
 

@@ -74,18 +74,28 @@ def power_curve(sizings: Sequence[Sizing], unit: str) -> Chart:
 
 
 def noise(report: Report) -> list[Chart]:
-    """Variance components of every contrast that has them, without the items' own spread, which cancels."""
+    """What the standard error of every difference is made of: its variance components over the design's numbers.
+
+    Var = σ²_seed (1/S_a + 1/S_b) + σ²_recipe×item / P + σ²_seed×item (1/S_a + 1/S_b) / P, for S runs of each recipe
+    (none of a frozen base) and P items. Not drawn for a difference in differences: its components are of one suite.
+    """
     drawn = []
     for finding in report.findings:
-        shown = {name: value for name, value in finding.variance.items() if name != "item"}
-        if not shown:
+        if finding.minus_suite is not None or not {"seed", "recipe_item", "interaction"} <= finding.variance.keys():
             continue
+        per_run = sum(1 / n for n in finding.n_seeds if n)
+        parts = {
+            "seed": finding.variance["seed"] * per_run,
+            "recipe_item": finding.variance["recipe_item"] / finding.n_items,
+            "interaction": finding.variance["interaction"] * per_run / finding.n_items,
+        }
+        name = f"variance-{slug(finding.contrast)}"
+        chart = variance_bars(parts, metric_words(finding.metric).unit, name=name, title=finding.contrast)
         runs = " + ".join(str(n) for n in finding.n_seeds if n)
-        chart = variance_bars(
-            shown, metric_words(finding.metric).unit, name=f"variance-{slug(finding.contrast)}", title=finding.contrast
+        made = f"Parts of the standard error of this difference with {runs} runs and {count(finding.n_items, 'item')}."
+        drawn.append(
+            replace(chart, caption=f"{made} Moment estimates, runs taken as independent; 0 means not above 0.")
         )
-        of = f"Moment estimates from {runs} runs and {count(finding.n_items, 'item')}."
-        drawn.append(replace(chart, caption=f"{chart.caption} {of}"))
     return drawn
 
 
