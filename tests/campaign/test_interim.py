@@ -279,6 +279,9 @@ def test_a_campaign_stops_what_is_decided_and_says_what_it_saved(looked: Path, t
         launch(looked, tmp_path / "logs", "looks.seeds=[4]")
     with pytest.raises(UserError, match="changing contrasts afterwards"):
         launch(looked, tmp_path / "logs", "contrasts.selected.margin=0.001")
+    looked.write_text(looked.read_text().replace("[looks]\nseeds = [3, 4]\n", ""))
+    with pytest.raises(UserError, match="changing looks afterwards"):
+        launch(looked, tmp_path / "logs")
 
 
 def test_nothing_shows_between_looks_and_a_killed_campaign_ends_the_same(
@@ -307,6 +310,7 @@ def test_nothing_shows_between_looks_and_a_killed_campaign_ends_the_same(
     assert (report.findings, report.cells) == ((), ())
     assert set(report.unjudged) == {"trained", "selected"}
     assert progress(folder)["next_look"] == "next look at 3 of 4 seeds"
+    assert "Nothing has been decided yet: next look at 3 of 4 seeds" in build(folder.path).html.read_text()
     told = twin(report)
     assert told["contrasts"] == []
     assert told["looks"]["next"] == "next look at 3 of 4 seeds"
