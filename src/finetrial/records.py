@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from finetrial.identity import digest
 
@@ -19,7 +19,18 @@ class Config(BaseModel):
     Unknown keys are errors. Every field carries its meaning and unit as `Field(description=...)`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """A truth value is no number and a text is neither: TOML says what it means."""
+        allowed = str(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and "bool" not in allowed and ("int" in allowed or "float" in allowed):
+            raise ValueError("expected a number, not a truth value")
+        if isinstance(value, str) and allowed in ("<class 'bool'>", "<class 'int'>", "<class 'float'>"):
+            raise ValueError(f"expected {allowed[8:-2]}, not a text")
+        return value
 
 
 Message = dict[str, Any]

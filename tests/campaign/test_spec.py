@@ -43,7 +43,6 @@ def test_a_condition_inherits_and_overrides_single_fields() -> None:
 
 def test_the_campaigns_max_steps_yield_to_a_condition_that_has_its_own_length() -> None:
     tables = {
-        "training": {"epochs": 2.0},
         "campaign": {
             "max_steps": 100,
             "conditions": [{"name": "a"}, {"name": "b", "training": {"epochs": 1.0}}],
@@ -89,6 +88,18 @@ def test_contrasts_are_named_and_checked() -> None:
         ({"contrasts": [{"candidate": "a", "baseline": "b", "suite": "gold"}] * 2}, "declared twice"),
         ({"split": {"test_sets": {"gold": {"kind": "gold", "nn": 1}}}}, r"\[split.test_sets.gold\] unknown key 'nn'"),
         ({"campaign": {"conditions": [{"advantage_mode": "grpo"}]}}, "reinforcement learning"),
+        ({"training": {"epochs": 1}, "campaign": {"max_steps": 3, "conditions": [{"name": "a"}]}}, "both say how long"),
+        ({"training": {"learning_rate": float("inf")}}, "learning_rate: .*finite"),
+        ({"training": {"batch_size": True}}, "expected a number, not a truth value"),
+        ({"data": {"drop_system": "false"}}, "expected bool, not a text"),
+        ({"model": {"targets": []}}, r"targets: .*at least 1 item"),
+        ({"suites": [{"name": "gold", "source": "x"}]}, "two suites are called 'gold'"),
+        ({"suites": [{"name": "a/b", "source": "x"}]}, "suite name 'a/b'"),
+        ({"contrasts": [{"candidate": "a", "baseline": "b", "suite": "gold", "metric": "nl"}]}, "'nl' is not measured"),
+        (
+            {"contrasts": [{"candidate": "a", "baseline": "b", "suite": "gold", "minus_suite": "gold"}]},
+            "minus itself is nothing",
+        ),
         ({"squeeze": {"min_variance_retention": 0.9}}, "not available in this version"),
         ({"logging": {"wandb_project": "x"}}, "not available in this version"),
     ],

@@ -93,17 +93,17 @@ def test_a_signal_writes_a_checkpoint_and_exits_130(campaign: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("edit", "arguments", "message"),
+    ("arguments", "message"),
     [
-        ("lora_rank = 2", ["--set", "model.lora_rnk=3"], "tiny.toml: [model] unknown key 'lora_rnk' (did you mean"),
-        ("lora_rank = 2", ["--set", "campaign.conditions.topq.selection.n=9999"], "condition topq, seed 1: selection"),
-        ("lora_rank = 2", ["--set", "data.source=broken.jsonl"], "broken.jsonl:2: "),
-        ("lora_rank = 2", ["--set", "data.source=columns.jsonl"], "columns.jsonl:1: unknown shape with the keys"),
-        ("lora_rank = 2", ["--executor", "locl"], "expected local"),
+        (["--set", "model.lora_rnk=3"], "tiny.toml: [model] unknown key 'lora_rnk' (did you mean"),
+        (["--set", "campaign.conditions.topq.selection.n=9999"], "condition topq, seed 1: selection"),
+        (["--set", "data.source=broken.jsonl"], "broken.jsonl:2: "),
+        (["--set", "data.source=columns.jsonl"], "columns.jsonl:1: unknown shape with the keys"),
+        (["--executor", "locl"], "expected local"),
     ],
 )  # fmt: skip
 def test_bad_input_exits_2_and_names_the_place(
-    campaign: Path, tmp_path: Path, edit: str, arguments: list[str], message: str
+    campaign: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "broken.jsonl").write_text(json.dumps(row) + "\n{broken\n")

@@ -86,13 +86,13 @@ def test_tau_bench(data_dir):
     assert facts["formats"] == {"tau-bench": 200}
     assert facts["files"][0]["sha256"].startswith("e9e6c029")
     assert facts["tools_inferred"] == 200
-    first = next(example for example in pool.examples if example.id == "0-0")
-    assert first.group == "0"
+    first = next(example for example in pool.examples if example.id == "airline-0-0")
+    assert first.group == "airline-0"
     assert first.messages[0]["role"] == "system"
     assert len(first.tools) == 14
     assert sum("tool_calls" in message for example in pool.examples for message in example.messages) == 1164
     by_trial = [
-        sum(bool(example.resolved) for example in pool.examples if example.group == str(task)) for task in range(50)
+        sum(bool(example.resolved) for example in pool.examples if example.group == f"airline-{task}") for task in range(50)
     ]
     assert sum(solved == 4 for solved in by_trial) / 50 == 0.2  # pass^4 that the authors report
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pools import LAW, plain_pool, pools, run, scored
 from pydantic import ValidationError
 
-from finetrial.data.split import GuardReport, HoldoutConfig, SplitConfig, freeze, guard
+from finetrial.data.split import GuardReport, HoldoutConfig, SplitConfig, freeze, guard, held_out
 from finetrial.errors import LeakError, UserError
+from finetrial.records import Example
 
 POOL = plain_pool(300, 60)
 TABLE = scored(POOL)
@@ -196,3 +197,15 @@ def test_tau_bench_splits_by_task(data_dir):
     assert splits.facts["rows"] == 200
     assert splits.facts["groups"] == 50
     assert len(splits.held_out_ids) == 4 * (50 - splits.facts["training_groups"])
+
+
+def test_whole_clusters_are_held_out_also_of_a_pool_that_grew() -> None:
+    def row(name: str, group: str, text: str) -> Example:
+        return Example(name, group, ({"role": "assistant", "content": text},))
+
+    tested = [row("t", "A", "c1")]
+    pool = [row("t", "A", "c1"), row("a2", "A", "c2"), row("b1", "B", "c2"), row("b2", "B", "c3"), row("z", "Z", "c4")]
+    assert held_out(pool, tested) == ("a2", "b1", "b2", "t")
+    assert held_out([row("new", "N", "c1"), row("n2", "N", "c9")], tested) == ("n2", "new")
+    assert held_out([row("t", "other", "other")], tested) == ("t",)
+    assert held_out([row("z", "Z", "c4")], tested) == ()

@@ -5,26 +5,22 @@ Every stage result goes into the store under its key, so the same launch after a
 the rest; nothing is lost and nothing is done twice.
 """
 
-import datetime as dt
-import platform
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
 from finetrial.campaign.folder import Folder, publish, write_outcomes
+from finetrial.campaign.manifest import base_facts, integrity, new_manifest, now, run_entries
 from finetrial.campaign.plan import Decision, Plan, Run, cohorts, plan
 from finetrial.campaign.prepare import Prepared, prepare
-from finetrial.campaign.spec import BASE, Spec
-from finetrial.campaign.stages import STAGES
-from finetrial.model.base import Base, load_base
+from finetrial.campaign.spec import Spec
+from finetrial.campaign.stages import STAGES, unfinished
+from finetrial.model.base import load_base
 from finetrial.records import Outcome
 from finetrial.store import read_json
 
@@ -70,12 +66,17 @@ def dry(spec: Spec, steps: int) -> Spec:
 
 
 def make_plan(spec: Spec, options: RunOptions, say: Say = print) -> tuple[Prepared, Plan, Folder]:
-    """Prepare the data and derive the plan without training anything (`plan`, `why`)."""
+    """Prepare the data and derive the plan; nothing is trained and no test set is frozen (`plan`, `why`)."""
     if options.max_steps is not None:
         spec = dry(spec, options.max_steps)
     folder = Folder(options.logs, spec.campaign.name)
-    prepared = prepare(spec, folder, options.device, say)
-    return prepared, plan(spec, prepared.inputs, folder.store, folder.manifest(), options.max_steps is not None), folder
+    return (*_prepared(spec, folder, options, say, freeze_tests=False), folder)
+
+
+def _prepared(spec: Spec, folder: Folder, options: RunOptions, say: Say, freeze_tests: bool) -> tuple[Prepared, Plan]:
+    prepared = prepare(spec, folder, options.device, say, freeze_tests)
+    is_dry = options.max_steps is not None
+    return prepared, plan(spec, prepared.inputs, folder.store, folder.published(), folder.manifest(), is_dry)
 
 
 def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
@@ -89,20 +90,23 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
     if options.max_steps is not None:
         spec = dry(spec, options.max_steps)
     folder = Folder(options.logs, spec.campaign.name)
-    clock, started = Clock(), _now()
+    clock = Clock()
     with folder.lock():
-        prepared = prepare(spec, folder, options.device, say)
-        decided = plan(spec, prepared.inputs, folder.store, folder.manifest(), is_dry)
-        manifest = _manifest(spec, prepared, decided, started, is_dry)
+        folder.store.sweep()
+        prepared, decided = _prepared(spec, folder, options, say, freeze_tests=True)
+        manifest = new_manifest(spec, prepared, decided, is_dry)
+        previous = folder.manifest() or {}
+        earlier = interim.carried(previous, manifest)
         if spec.looks is not None:
-            earlier = interim.carried(folder.manifest(), manifest)
             manifest["looks"] = {"planned": list(interim.sizes(spec)), "taken": earlier}
+        if previous.get("outcomes_of") != manifest["outcomes_of"]:
+            (folder.path / "outcomes.parquet").unlink(missing_ok=True)
         folder.write_manifest(manifest)
         clock.lap("data_s")
         _tell(decided, say)
 
         base = load_base(spec.model, options.device)
-        manifest["base"] |= _base_facts(base)
+        manifest["base"] |= base_facts(base)
         clock.lap("model_io_s")
         records: dict[str, dict[str, Any]] = {}
         taken: list[interim.Look] = []
@@ -111,26 +115,37 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
             if len(part.runs) == len(records):
                 break  # every condition has stopped
             missing = [run for run in part.runs if run.decision != "REUSE" and run.name not in records]
-            for cohort in cohorts(missing, options.cohort_size):
+            for cohort in _cohorts(folder, part, missing, options.cohort_size):
                 STAGES["train"](base, folder, spec, cohort, prepared, say)
+                records |= {run.name: _publish(folder, run) for run in cohort}
+                manifest["runs"] = run_entries(decided, records, taken)
+                folder.write_manifest(manifest)
                 clock.lap("train_s")
-            records = {run.name: _publish(folder, run) for run in part.runs}
+            records |= {run.name: _publish(folder, run) for run in part.runs}
             clock.lap("model_io_s")
             outcomes = STAGES["evaluate"](base, folder, spec, part, records, prepared, say)
-            manifest["integrity"] = prepared.integrity + _integrity(part, records, outcomes, is_dry)
+            manifest["integrity"] = prepared.integrity + integrity(part, records, outcomes, is_dry)
             if spec.looks is not None and interim.undecided(spec, taken):
                 taken.append(_take_look(spec, n_seeds, decided, records, outcomes, taken, manifest, say))
-            manifest["runs"] = _run_entries(decided, records, taken)
+            manifest["runs"] = run_entries(decided, records, taken)
             write_outcomes(folder.path / "outcomes.parquet", outcomes)
             folder.write_manifest(manifest)
             clock.lap("evaluate_s")
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
 
         manifest["timing"] = {**clock.seconds, "total_s": sum(clock.seconds.values())}
-        manifest["provenance"]["finished"] = _now()
+        manifest["provenance"]["finished"] = now()
         manifest["status"] = "dry" if is_dry else "complete"
         folder.write_manifest(manifest)
     return folder
+
+
+def _cohorts(folder: Folder, part: Plan, missing: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
+    """Cohorts that an earlier launch began, whole, and then the rest."""
+    begun = unfinished(folder, part.runs)
+    yield from begun
+    taken = {run.key for cohort in begun for run in cohort}
+    yield from cohorts([run for run in missing if run.key not in taken], size)
 
 
 def _tell(decided: Plan, say: Say) -> None:
@@ -147,8 +162,8 @@ def _publish(folder: Folder, run: Run) -> dict[str, Any]:
     record = folder.store.record("train", run.key)
     target = folder.run(run.name)
     shown = target / "record.json"
-    if not shown.is_file() or read_json(shown).get("key") != run.key:
-        publish(folder.store.path("train", run.key), target)
+    if not shown.is_file() or read_json(shown)["key"] != run.key:
+        publish(folder.store.path("train", run.key), target, run.condition)
     return record
 
 
@@ -176,120 +191,3 @@ def _take_look(
             f"{saved['steps']} steps, about {saved['tokens']:,} tokens and {saved['seconds']:.0f} s saved"
         )
     return look
-
-
-def _manifest(spec: Spec, prepared: Prepared, decided: Plan, started: str, is_dry: bool) -> dict[str, Any]:
-    resolved = spec.model_dump(mode="json")
-    return {
-        "finetrial": version("finetrial"),
-        "campaign": spec.campaign.name,
-        "status": "running",
-        "dry_run": is_dry,
-        "spec": resolved,
-        "conditions": [BASE, *(condition.name for condition in spec.conditions)],
-        "seeds": list(spec.campaign.seeds),
-        "base": {"name": spec.model.base, "key": prepared.inputs.base_key},
-        "runs": _run_entries(decided, {}, ()),
-        "leftover": [{"run": name, "reason": reason} for name, reason in decided.leftover],
-        "suites": {
-            suite.name: {
-                "hash": suite.hash,
-                "items": len(suite.items),
-                "groups": suite.groups,
-                "description": suite.description,
-            }
-            for suite in decided.suites
-        },
-        "data": prepared.facts,
-        "integrity": prepared.integrity,
-        "provenance": {
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "platform": platform.platform(),
-            "numerics_class": prepared.inputs.numerics,
-            "git": _git_state(),
-            "command": " ".join(["finetrial", *sys.argv[1:]]),
-            "started": started,
-        },
-    }
-
-
-def _base_facts(base: Base) -> dict[str, Any]:
-    return {
-        "parameters": base.parameters,
-        "vocabulary": base.vocabulary,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "device": str(base.device),
-    }
-
-
-def _run_entries(
-    decided: Plan, records: Mapping[str, Mapping[str, Any]], taken: Sequence[interim.Look]
-) -> list[dict[str, Any]]:
-    stopped = {condition: reason for look in taken for condition, reason in look.stopped.items()}
-    return [_run_entry(run, records.get(run.name), stopped.get(run.condition)) for run in decided.runs]
-
-
-def _run_entry(run: Run, record: Mapping[str, Any] | None, stopped: str | None) -> dict[str, Any]:
-    spared = stopped if record is None else None
-    return {
-        "condition": run.condition,
-        "seed": run.seed,
-        "folder": f"runs/{run.name}",
-        "status": record["status"] if record else "stopped" if spared else "pending",
-        "decision": run.decision,
-        "reason": spared or run.reason,
-        "saves_s": run.saves_s,
-        "train_key": run.key,
-        "adapter": record["adapter"] if record else None,
-        "steps": run.steps,
-    }
-
-
-def _integrity(
-    decided: Plan, records: Mapping[str, Mapping[str, Any]], outcomes: list[Outcome], is_dry: bool
-) -> list[dict[str, Any]]:
-    """Checks over finished runs; a failed one makes every verdict INVALID."""
-    short = [
-        f"{name}: {key} planned {record['planned'][key]}, realised {record['realised'][key]}"
-        for name, record in records.items()
-        if record["status"] == "done"
-        for key in ("steps", "rows")
-        if record["planned"][key] != record["realised"][key]
-    ]
-    adapters: dict[str, list[str]] = {}
-    for name, record in records.items():
-        if record["status"] == "done":
-            adapters.setdefault(record["adapter"], []).append(name)
-    keys = {run.name: run.key for run in decided.runs}
-    twins = [" = ".join(names) for names in adapters.values() if len({keys[name] for name in names}) > 1]
-    idle = [name for name, record in records.items() if record["status"] == "done" and not record["moved"]]
-    expected = {(run.condition, run.seed) for run in decided.runs if records[run.name]["status"] == "done"}
-    seen = {(outcome.condition, outcome.seed) for outcome in outcomes if outcome.value is not None}
-    absent = sorted(f"{condition}_s{seed}" for condition, seed in expected - seen)
-    return [
-        _check("realised steps and rows are those planned", not short, short),
-        _check("no two different runs gave the same adapter", not twins, twins),
-        _check("every adapter differs from the base", not idle, idle),
-        _check("every finished run was evaluated", not absent, absent),
-        _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
-    ]
-
-
-def _check(check: str, passed: bool, details: list[str]) -> dict[str, Any]:
-    return {"check": check, "passed": passed, "detail": "; ".join(details[:5])}
-
-
-def _git_state() -> str | None:
-    """Commit of the working folder, with `-dirty` where it has changes; None outside a checkout."""
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -6,6 +6,7 @@ Layout (a contract): `manifest.json`, `outcomes.parquet`, `splits.json`, `runs/<
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,18 @@ class Folder:
         """Folder of one run."""
         return self.path / "runs" / name
 
+    def published(self) -> dict[str, str]:
+        """Run name -> key of the result that is shown below `runs/`, of all runs that were ever finished here."""
+        records = sorted((self.path / "runs").glob("[!.]*/record.json"))
+        return {record.parent.name: read_json(record)["key"] for record in records}
+
+    def show_progress(self, name: str, metrics: Path) -> None:
+        """Let readers follow a run that is being trained: its metrics file points to the one being written."""
+        shown = self.run(name) / "metrics.jsonl"
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        shown.unlink(missing_ok=True)
+        shown.symlink_to(os.path.relpath(metrics, shown.parent))
+
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of an earlier launch, or None."""
         path = self.path / "manifest.json"
@@ -97,7 +110,7 @@ class Folder:
         path = self.path / ".lock"
         if not path.is_file():
             return False
-        with path.open("a+") as stream:
+        with path.open() as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -133,12 +146,22 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def publish(source: Path, target: Path) -> None:
-    """Copy a finished run to where readers look for it; its marker becomes `record.json`."""
+def publish(source: Path, target: Path, condition: str) -> None:
+    """Copy a finished run to where readers look for it, under the name its condition has in this campaign.
+
+    The artefact's marker becomes `record.json`. The same run may have another name in another campaign; `condition`
+    is written into the record and into every line of the metrics.
+    """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
-    (partial / DONE).rename(partial / "record.json")
+    record = read_json(partial / DONE)
+    (partial / DONE).unlink()
+    if record["condition"] != condition:
+        rows = [json.loads(line) for line in (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps({**row, "condition": condition}) + "\n" for row in rows]
+        (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_json(partial / "record.json", {**record, "condition": condition})
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)

@@ -51,7 +51,7 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Folder(Path(scratch), spec.campaign.name)
         prepared = prepare(spec, folder, None, say)
-        decided = plan(spec, prepared.inputs, folder.store, None)
+        decided = plan(spec, prepared.inputs, folder.store, {})
         first = [run for run in decided.runs if run.seed == spec.campaign.seeds[0]]
         base = load_base(spec.model)
         checks = [_pool(prepared), *(Check(c["check"], c["passed"], c["detail"]) for c in prepared.integrity)]

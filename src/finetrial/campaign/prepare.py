@@ -19,9 +19,10 @@ from finetrial.data.overlap import overlap, side_by_side
 from finetrial.data.read import read
 from finetrial.data.score import ScoreConfig, ScoreTable, score
 from finetrial.data.select import Selection, select
-from finetrial.data.split import Splits, freeze, guard
-from finetrial.errors import UserError
+from finetrial.data.split import Splits, freeze, guard, held_out
+from finetrial.errors import UserError, nearest
 from finetrial.identity import digest, stage_key
+from finetrial.model.config import ModelConfig
 from finetrial.model.render import render_batch
 from finetrial.model.source import base_key, locate
 from finetrial.records import Example
@@ -37,6 +38,8 @@ class Pool:
     examples: tuple[Example, ...]
     tokens: tuple[int, ...]
     """Tokens of each rendered row before truncation."""
+    first: Mapping[str, int]
+    """Id -> place of its first supervised token: a context that ends before it leaves nothing to learn."""
     key: str
     """Content of the pool as it was read."""
     facts: dict[str, Any]
@@ -47,8 +50,6 @@ class TestSets:
     """The frozen sets and what is held out with them."""
 
     sets: Mapping[str, tuple[Example, ...]]
-    held_out: tuple[str, ...]
-    """Ids of the main pool that may not be trained on."""
     key: str
     facts: dict[str, Any]
 
@@ -65,55 +66,80 @@ class Prepared:
     integrity: list[dict[str, Any]] = field(default_factory=list)
 
 
-def numerics_class(device: str | None) -> str:
-    """Device family and torch version: results of different classes are not mixed."""
-    family = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
-    return f"{family}, torch {'.'.join(version('torch').split('+')[0].split('.')[:2])}"
+def numerics_class(model: ModelConfig, device: str | None) -> str:
+    """Device family, torch version and number format of the base: results of different classes are not mixed.
+
+    Raises:
+        UserError: `device` is no device of this machine.
+    """
+    family = _device_family(device)
+    auto = "bfloat16" if family == "cuda" else "float32"
+    torch_version = ".".join(version("torch").split("+")[0].split(".")[:2])
+    return f"{family}, torch {torch_version}, {auto if model.dtype == 'auto' else model.dtype}"
 
 
-def prepare(spec: Spec, folder: Folder, device: str | None, say: Say) -> Prepared:
+def _device_family(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}{nearest(device, ['cpu', 'cuda'])}: expected cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return place.type
+
+
+def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tests: bool = False) -> Prepared:
     """Make or reuse every data stage.
+
+    Args:
+        spec: the campaign.
+        folder: where frozen test sets are found, and the store of rendered lengths.
+        device: where runs will be trained; part of the numerics class.
+        say: told what was read.
+        freeze_tests: write the test sets down; only a launch that holds the campaign's lock may.
 
     Raises:
         UserError: a source, a score, a selection or a test set does not work out; nothing was written.
         LeakError: training and test data share something, or the check could not be made.
     """
+    numerics = numerics_class(spec.model, device)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(spec.model))
     key = base_key(spec.model)
-    pools = {digest(data): _pool(data, spec, tokenizer, key, folder.store) for data in _sources(spec)}
+    pools = {digest(data): _pool(data, tokenizer, key, folder.store) for data in _sources(spec)}
     main = pools[digest(spec.data)]
     say(f"pool: {len(main.examples)} rows of {main.facts['groups']} groups from {spec.data.source}")
     tables: dict[str, ScoreTable] = {}
     main_table = _table(tables, main, spec.score, spec.model.max_length)
-    tests = _test_sets(spec, folder, main, main_table)
-    extra = {suite.name: read(suite.source, limit=suite.limit) for suite in spec.suites}
-    suites = {**tests.sets, **{name: tuple(result.examples) for name, result in extra.items()}}
+    tests = _test_sets(spec, folder, main, main_table, freeze_tests)
+    extra = {suite.name: tuple(read(suite.source, limit=suite.limit).examples) for suite in spec.suites}
+    suites = {**tests.sets, **extra}
+    tested = [example for items in suites.values() for example in items]
+    held = {name: held_out(pool.examples, tested) for name, pool in pools.items()}
 
     selections: dict[tuple[str, int], Selection] = {}
     compared = 0
     for seed in spec.campaign.seeds:
         for condition in _in_order_of_reference(spec):
-            pool = pools[digest(condition.data)]
+            name = digest(condition.data)
+            pool = pools[name]
             table = _table(tables, pool, condition.score, condition.model.max_length)
             match = condition.selection.match
+            reference = selections[match, seed] if match is not None else None
+            exclude = held[name] or None  # None states that nothing of this pool is tested; () would be refused
             try:
-                selection = select(
-                    table,
-                    condition.selection,
-                    pool.examples,
-                    tests.held_out if pool is main else _shared(pool, suites),
-                    seed,
-                    pool.tokens,
-                    selections[match, seed] if match is not None else None,
-                )
+                selection = select(table, condition.selection, pool.examples, exclude, seed, pool.tokens, reference)
+                _refuse_unsupervised(selection, pool, condition.model.max_length)
             except UserError as error:
                 raise type(error)(f"condition {condition.name}, seed {seed}: {error}") from error
-            compared += sum(guard(selection.examples, suites).compared.values())
+            allowed = {example.id for example in pool.examples}.difference(held[name])
+            compared += sum(guard(selection.examples, suites, allowed).compared.values())
             selections[condition.name, seed] = selection
 
     inputs = Inputs(
         base_key=key,
-        numerics=numerics_class(device),
+        numerics=numerics,
         selections=selections,
         upstream={c.name: _upstream(c, pools[digest(c.data)], tests) for c in spec.conditions},
         suites=tuple(_suite(name, items, spec, key) for name, items in suites.items()),
@@ -123,21 +149,30 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say) -> Prepare
         inputs=inputs,
         tokenizer=tokenizer,
         suites=suites,
-        facts=_facts(spec, main, main_table, tests, selections),
+        facts=_facts(spec, main, main_table, tests, held[digest(spec.data)], selections),
         integrity=[
             {"check": "no training row shares id, group or content with a test row", "passed": True, "detail": guarded}
         ],
     )
 
 
+def _refuse_unsupervised(selection: Selection, pool: Pool, max_length: int) -> None:
+    lost = [row for row in selection.ids if pool.first[row] >= max_length]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(selection.ids)} selected rows have nothing to learn within model.max_length = "
+            f"{max_length} tokens, {lost[0]!r} first (its assistant begins at token {pool.first[lost[0]]})"
+        )
+
+
 def _sources(spec: Spec) -> list[DataConfig]:
     return list({digest(data): data for data in (spec.data, *(c.data for c in spec.conditions))}.values())
 
 
-def _pool(data: DataConfig, spec: Spec, tokenizer: PreTrainedTokenizerBase, base: str, store: Store) -> Pool:
+def _pool(data: DataConfig, tokenizer: PreTrainedTokenizerBase, base: str, store: Store) -> Pool:
     result = read(data.source, limit=data.limit, on_malformed=data.on_malformed, drop_duplicates=data.drop_duplicates)
     examples = [_without_system(example) for example in result.examples] if data.drop_system else result.examples
-    lengths, refused = _lengths(examples, tokenizer, base, store)
+    lengths, first, refused = _lengths(examples, tokenizer, base, store)
     kept = [i for i in range(len(examples)) if i not in refused]
     if not kept:
         reason = next(iter(refused.values()))
@@ -150,6 +185,7 @@ def _pool(data: DataConfig, spec: Spec, tokenizer: PreTrainedTokenizerBase, base
     return Pool(
         examples=tuple(examples[i] for i in kept),
         tokens=tuple(lengths[i] for i in kept),
+        first={examples[i].id: first[i] for i in kept},
         key=digest([result.content_key, data.drop_system]),
         facts=summary,
     )
@@ -161,19 +197,24 @@ def _without_system(example: Example) -> Example:
 
 def _lengths(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, base: str, store: Store
-) -> tuple[list[int], dict[int, str]]:
-    """Tokens of every row without truncation, and why a row cannot be rendered; kept by content."""
+) -> tuple[list[int], list[int], dict[int, str]]:
+    """Of every row: tokens without truncation, place of the first supervised one; and why a row cannot be rendered.
+
+    Kept in the store by content.
+    """
     rows = digest([example.content_hash for example in examples])
     key = stage_key("lengths", STAGE_VERSIONS["render"], {}, {"rows": rows, "base": base})
     if not store.has("lengths", key):
         batch = render_batch((example.messages for example in examples), tokenizer, max_length=2**31 - 1)
-        lengths = [0 if row is None else len(row.ids_T) for row in batch.rows]
-        with store.put("lengths", key, {"rows": len(lengths)}) as path:
-            write_json(
-                path / "lengths.json", {"tokens": lengths, "refused": {str(i): r for i, r in batch.refused.items()}}
-            )
+        lengths = {
+            "tokens": [0 if row is None else len(row.ids_T) for row in batch.rows],
+            "first": [0 if row is None else int(row.mask_T.argmax()) for row in batch.rows],
+            "refused": {str(i): reason for i, reason in batch.refused.items()},
+        }
+        with store.put("lengths", key, {"rows": len(examples)}) as path:
+            write_json(path / "lengths.json", lengths)
     kept = read_json(store.path("lengths", key) / "lengths.json")
-    return kept["tokens"], {int(i): reason for i, reason in kept["refused"].items()}
+    return kept["tokens"], kept["first"], {int(i): reason for i, reason in kept["refused"].items()}
 
 
 def _table(tables: dict[str, ScoreTable], pool: Pool, config: ScoreConfig, max_length: int) -> ScoreTable:
@@ -184,8 +225,8 @@ def _table(tables: dict[str, ScoreTable], pool: Pool, config: ScoreConfig, max_l
     return tables[name]
 
 
-def _test_sets(spec: Spec, folder: Folder, pool: Pool, table: ScoreTable) -> TestSets:
-    """The test sets as the first launch froze them, or freshly frozen.
+def _test_sets(spec: Spec, folder: Folder, pool: Pool, table: ScoreTable, write: bool) -> TestSets:
+    """The test sets as the first launch froze them, or freshly drawn.
 
     They stay when the scorer changes, so that a changed weight does not change what everything is measured on; they
     are drawn again when `[split]` changed or a frozen item is gone from the pool.
@@ -193,46 +234,35 @@ def _test_sets(spec: Spec, folder: Folder, pool: Pool, table: ScoreTable) -> Tes
     path = folder.path / "splits.json"
     rows = {example.id: example for example in pool.examples}
     config = spec.split.model_dump(mode="json")
-    frozen = read_json(path) if path.is_file() else None
+    frozen: dict[str, Any] | None = read_json(path) if path.is_file() else None
     redrawn = None
     if frozen is not None:
         if frozen["config"] != config:
             redrawn = "[split] changed"
         elif any(i not in rows or rows[i].content_hash != h for ids in frozen["sets"].values() for i, h in ids):
             redrawn = "an item is gone from the pool or has other content"
-    if frozen is None or redrawn:
-        splits = freeze(table, pool.examples, spec.split)
-        frozen = _frozen(splits, rows, config, spec)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(path, frozen)
-    sets = {name: tuple(rows[i] for i, _ in ids) for name, ids in frozen["sets"].items()}
-    groups = {example.group for items in sets.values() for example in items}
-    contents = {example.content_hash for items in sets.values() for example in items}
-    held_out = tuple(i for i, e in rows.items() if e.group in groups or e.content_hash in contents)
+    if frozen is None or redrawn is not None:
+        frozen = _drawn(freeze(table, pool.examples, spec.split), rows, spec) | {"redrawn": redrawn}
+        if write:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(path, frozen)
     same_scorer = frozen["score"] == digest(spec.score.identity())
     facts = {
-        **frozen["facts"],
-        "redrawn": redrawn,
+        "sets": frozen["facts"],
+        "redrawn": frozen["redrawn"],
         "scorer": "this scorer" if same_scorer else "an earlier scorer: the sets were frozen before it changed",
     }
-    return TestSets(sets, held_out, digest(frozen["sets"]), facts)
+    sets = {name: tuple(rows[i] for i, _ in ids) for name, ids in frozen["sets"].items()}
+    return TestSets(sets, digest(frozen["sets"]), facts)
 
 
-def _frozen(splits: Splits, rows: Mapping[str, Example], config: Any, spec: Spec) -> dict[str, Any]:
+def _drawn(splits: Splits, rows: Mapping[str, Example], spec: Spec) -> dict[str, Any]:
     return {
-        "config": config,
+        "config": spec.split.model_dump(mode="json"),
         "score": digest(spec.score.identity()),
         "sets": {name: [[i, rows[i].content_hash] for i in ids] for name, ids in splits.test_sets.items()},
-        "facts": splits.facts,
+        "facts": splits.facts["test_sets"],
     }
-
-
-def _shared(pool: Pool, suites: Mapping[str, tuple[Example, ...]]) -> tuple[str, ...] | None:
-    """Ids of another pool whose group or content is tested; None where nothing is shared (no test set is from it)."""
-    groups = {example.group for items in suites.values() for example in items}
-    contents = {example.content_hash for items in suites.values() for example in items}
-    found = tuple(e.id for e in pool.examples if e.group in groups or e.content_hash in contents)
-    return found or None
 
 
 def _in_order_of_reference(spec: Spec) -> list[Condition]:
@@ -287,7 +317,12 @@ def _suite(name: str, items: tuple[Example, ...], spec: Spec, base: str) -> Suit
 
 
 def _facts(
-    spec: Spec, pool: Pool, table: ScoreTable, tests: TestSets, selections: Mapping[tuple[str, int], Selection]
+    spec: Spec,
+    pool: Pool,
+    table: ScoreTable,
+    tests: TestSets,
+    held: tuple[str, ...],
+    selections: Mapping[tuple[str, int], Selection],
 ) -> dict[str, Any]:
     """The manifest's `data` table: pool, scores, test sets, selections side by side, overlap for the first seed."""
     first = {c.name: selections[c.name, spec.campaign.seeds[0]] for c in spec.conditions}
@@ -295,7 +330,11 @@ def _facts(
     return {
         "pool": pool.facts,
         "scores": table.facts(),
-        "test_sets": tests.facts,
+        "test_sets": {
+            **tests.facts,
+            "rows_held_out": len(held),
+            "rows_for_training": len(pool.examples) - len(held),
+        },
         "selections": [
             {"condition": name, "seed": seed, **selection.facts, "key": selection.key}
             for (name, seed), selection in selections.items()

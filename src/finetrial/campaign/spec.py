@@ -9,13 +9,14 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
 from finetrial.analyze.looks import LooksConfig
 from finetrial.analyze.metrics import known
+from finetrial.campaign.tables import override, validated
 from finetrial.data.score import ScoreConfig
 from finetrial.data.select import SelectionConfig
 from finetrial.data.split import SplitConfig
@@ -27,12 +28,13 @@ from finetrial.train.config import TrainConfig
 BASE = "base"
 """Name of the implicit condition that is the frozen base; it has no seeds and is always evaluated."""
 
+METRICS = ("nll", "log_perplexity", "bits_per_byte")
+"""What the suites of kind `perplexity` measure."""
+
 RECIPE_TABLES = ("model", "data", "score", "selection", "training")
 """What a condition may override. The rest (split, evaluation, analysis) must be common to be comparable."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class DataConfig(Config):
@@ -185,8 +187,8 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(raw, override)
+    for one in overrides:
+        override(raw, one)
     return resolve(raw, str(path), default_name=path.stem)
 
 
@@ -212,6 +214,9 @@ def resolve(raw: Mapping[str, Any], place: str = "campaign", default_name: str =
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{place}: two conditions are called {name!r}; give each its own name")
+    if campaign.max_steps is not None and {"max_steps", "epochs"} & set(raw.get("training", {})):
+        raise UserError(f"{place}: [campaign] max_steps and [training] both say how long to train; keep one of them")
+    _check_suites(file, place)
     spec = Spec(
         campaign=campaign.model_copy(update={"conditions": ()}),
         model=file.model,
@@ -285,8 +290,24 @@ def _contrast(contrast: Contrast, file: _File, names: Sequence[str], place: str)
             raise UserError(
                 f"{place}: [[contrasts]] suite {suite!r} is not evaluated{nearest(suite, suites)}; there are {suites}"
             )
+    if contrast.suite == contrast.minus_suite:
+        raise UserError(f"{place}: [[contrasts]] suite {contrast.suite!r} minus itself is nothing")
+    metric = contrast.metric or file.campaign.primary_metric
+    if metric not in METRICS:
+        where = "[[contrasts]] metric" if contrast.metric else "[campaign] primary_metric"
+        known_metrics = f"{nearest(metric, METRICS)}; there are {', '.join(METRICS)}"
+        raise UserError(f"{place}: {where} {metric!r} is not measured{known_metrics}")
     on = f"{contrast.suite} minus {contrast.minus_suite}" if contrast.minus_suite else contrast.suite
     return contrast.model_copy(update={"name": contrast.name or f"{contrast.candidate} vs {contrast.baseline} on {on}"})
+
+
+def _check_suites(file: _File, place: str) -> None:
+    names = [*file.split.names, *(suite.name for suite in file.suites)]
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{place}: suite name {name!r}: expected letters, digits and . _ + -")
+        if names.count(name) > 1:
+            raise UserError(f"{place}: two suites are called {name!r}; give each its own name")
 
 
 def _check_contrast_names(spec: Spec, place: str) -> None:
@@ -319,84 +340,3 @@ def _check_looks(spec: Spec, place: str) -> None:
             f"{place}: [looks] futility: {unlimited[0]} has no known range; give span, the largest difference of one "
             "seed's runs that is possible"
         )
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply `a.b=c`. Elements of `campaign.conditions` are named by their name or index."""
-    path, sign, text = override.partition("=")
-    if not sign or not path:
-        raise UserError(f"--set {override}: expected table.key=value")
-    keys = path.strip().split(".")
-    target: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        if isinstance(target, list):
-            target = _element(target, key, override)
-        elif isinstance(target, dict):
-            target = target.setdefault(key, {})
-        else:
-            raise UserError(f"--set {override}: {'.'.join(keys[:depth])} is a value, not a table")
-    if not isinstance(target, dict):
-        raise UserError(f"--set {override}: {'.'.join(keys[:-1])} is not a table")
-    target[keys[-1]] = _toml_value(text.strip())
-
-
-def _element(items: list[Any], key: str, override: str) -> Any:
-    names = [str(item.get("name", "")) for item in items if isinstance(item, dict)]
-    if key in names:
-        return items[names.index(key)]
-    if key.isdigit() and int(key) < len(items):
-        return items[int(key)]
-    raise UserError(f"--set {override}: nothing is called {key!r}{nearest(key, names)}; there are {names}")
-
-
-def _toml_value(text: str) -> Any:
-    """A TOML value as written, or the bare text (so that paths and names need no quotes)."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def validated(model: type[_Model], values: Mapping[str, Any], place: str, where: str) -> _Model:
-    """Validate a table; `place` is the file and `where` the table that errors name.
-
-    Raises:
-        UserError: one line per problem.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError("\n".join(_message(item, model, place, where) for item in error.errors())) from error
-
-
-def _message(item: Any, model: type[BaseModel], place: str, where: str) -> str:
-    location = [*([where] if where else []), *map(str, item["loc"][:-1])]
-    table, key = ".".join(location), str(item["loc"][-1]) if item["loc"] else ""
-    head = f"{place}: [{table}]" if table else f"{place}:"
-    if item["type"] == "extra_forbidden":
-        valid = _fields_at(model, item["loc"][:-1])
-        near = nearest(key, valid) or f"; expected one of: {', '.join(valid)}"
-        return f"{head} unknown {'key' if table else 'table'} {key!r}{near}"
-    if item["type"] == "missing":
-        return f"{head} {key!r} is missing"
-    message = item["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(item["input"], Mapping) else f"; got {item['input']!r}"
-    return f"{head} {key}: {message}{got}".replace(" :", ":")
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Field names of the (nested) model that `location` points into."""
-    for part in location:
-        if part not in model.model_fields:
-            continue  # an index of a list or a name of a table of tables
-        found = [t for t in _types(model.model_fields[part].annotation) if issubclass(t, BaseModel)]
-        if not found:
-            return []
-        model = found[0]
-    return list(model.model_fields)
-
-
-def _types(annotation: Any) -> list[type]:
-    if isinstance(annotation, type) and not get_args(annotation):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _types(inner)]

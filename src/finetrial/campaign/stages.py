@@ -5,6 +5,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ from finetrial.model.base import Base
 from finetrial.model.peft_format import WEIGHTS, load_peft, save_peft
 from finetrial.model.render import render_batch
 from finetrial.records import Example, Outcome
-from finetrial.store import write_json
+from finetrial.store import read_json, write_json
 from finetrial.train.sft import RunData, TrainResult, train_cohort
 
 Say = Callable[[str], None]
+
+COHORT = "cohort.json"
+"""Keys of a cohort's runs, in its checkpoint folder."""
 
 ADAPTERS_PER_SWEEP = 16
 """Adapters evaluated before their results are stored: what a crash can lose."""
@@ -41,7 +45,11 @@ def train(base: Base, folder: Folder, spec: Spec, cohort: Sequence[Run], prepare
     names = ", ".join(run.name for run in cohort)
     say(f"training {len(cohort)} runs in one stack, {steps} steps: {names}")
     checkpoint = folder.checkpoint / digest([run.key for run in cohort])[:16]
-    data = [_run_data(base, folder, spec, run, fresh=not checkpoint.exists()) for run in cohort]
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    write_json(checkpoint / COHORT, [run.key for run in cohort])
+    data = [_run_data(base, spec, run, checkpoint) for run in cohort]
+    for run, mine in zip(cohort, data, strict=True):
+        folder.show_progress(run.name, mine.metrics)
     with Progress("train", steps) as progress:
         results = train_cohort(base.model, data, steps, checkpoint, progress)
     for run, rendered, result in zip(cohort, data, results, strict=True):
@@ -51,7 +59,19 @@ def train(base: Base, folder: Folder, spec: Spec, cohort: Sequence[Run], prepare
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _run_data(base: Base, folder: Folder, spec: Spec, run: Run, fresh: bool) -> RunData:
+def unfinished(folder: Folder, runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Cohorts of these runs that an earlier launch began: they go on whole, so that each finds its checkpoint."""
+    by_key = {run.key: run for run in runs}
+    begun = [read_json(path) for path in sorted(folder.checkpoint.glob(f"*/{COHORT}"))]
+    return [
+        tuple(by_key[key] for key in keys)
+        for keys in begun
+        if by_key.keys() >= set(keys) and not all(folder.store.has("train", key) for key in keys)
+    ]
+
+
+def _run_data(base: Base, spec: Spec, run: Run, checkpoint: Path) -> RunData:
+    """The metrics are written beside the checkpoint that they must agree with, never into another launch's file."""
     condition = spec.condition(run.condition)
     batch = render_batch(
         (example.messages for example in run.selection.examples), base.tokenizer, condition.model.max_length
@@ -62,10 +82,8 @@ def _run_data(base: Base, folder: Folder, spec: Spec, run: Run, fresh: bool) -> 
             f"{run.name}: {len(batch.refused)} of {len(batch.rows)} rows cannot be trained on, "
             f"{run.selection.ids[place]!r} first: {reason}"
         )
-    metrics = folder.run(run.name) / "metrics.jsonl"
-    if fresh:
-        shutil.rmtree(metrics.parent, ignore_errors=True)
     rows = [row for row in batch.rows if row is not None]
+    metrics = checkpoint / f"{run.name}.jsonl"
     return RunData(run.condition, run.seed, rows, condition.training, condition.model, metrics, run.key)
 
 
@@ -131,8 +149,13 @@ def evaluate(
     prepared: Prepared,
     say: Say,
 ) -> list[Outcome]:
-    """Measure the base and every finished adapter on every suite; what was measured before is not done again."""
+    """Measure the base and every finished adapter on every suite; what was measured before is not done again.
+
+    A quarantined run has no adapter to measure: its outcomes are there and missing, so that no statistic can take
+    the runs that survived for all.
+    """
     finished = {run.name: run for run in decided.runs if records[run.name]["status"] == "done"}
+    failed = [run for run in decided.runs if run.name not in finished]
     adapters = {name: str(records[name]["adapter"]) for name in finished}
     outcomes = []
     for suite in decided.suites:
@@ -148,6 +171,9 @@ def evaluate(
             run = finished.get(name)
             condition, seed = (run.condition, run.seed) if run else (BASE, None)
             outcomes += _outcomes(folder.store.path("evaluate", key), condition, seed, suite)
+        for run in failed:
+            items = _outcomes(folder.store.path("evaluate", keys[BASE]), run.condition, run.seed, suite)
+            outcomes += [replace(outcome, value=None) for outcome in items]
     order = {name: place for place, name in enumerate([BASE, *(condition.name for condition in spec.conditions)])}
     return sorted(outcomes, key=lambda o: (order[o.condition], o.seed or 0, o.suite, o.item, o.metric))
 

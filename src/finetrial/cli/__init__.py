@@ -12,6 +12,9 @@ from finetrial.cli.judging import compare_command, power_command  # noqa: F401
 from finetrial.cli.workshop import doctor, evaluate, score, select  # noqa: F401
 from finetrial.errors import Interrupted, UserError
 
+UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST)
+"""What a path given by the user can be wrong with."""
+
 
 def main() -> None:
     """Entry point of `finetrial`."""
@@ -24,6 +27,9 @@ def main() -> None:
         print(f"finetrial: {error}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
+        if error.errno in UNUSABLE_PATH and error.filename:
+            print(f"finetrial: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         place = f" while writing {error.filename}" if error.filename else ""

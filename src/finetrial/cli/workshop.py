@@ -167,7 +167,7 @@ def doctor(as_json: AsJson = False) -> None:
 def _scored(
     source: str, base: str, max_length: int, score_version: str
 ) -> tuple[list[Example], ScoreTable, dict[str, Any]]:
-    from finetrial.campaign.spec import validated
+    from finetrial.campaign.tables import validated
     from finetrial.campaign.workshop import score_source
 
     config = validated(ScoreConfig, {"version": score_version}, "--version", "")

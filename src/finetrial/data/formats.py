@@ -89,14 +89,22 @@ def _own(row: Row, stem: str) -> Example:
     )
 
 
+TAU_DOMAINS = ("airline", "retail", "telecom")
+"""Domains of tau-bench, as its file names have them."""
+
+
 def _tau_bench(row: Row, stem: str) -> Example:
-    """Task and trial name the row; solved where the reward is 1. The tools of the gold actions go to `meta`."""
+    """Domain, task and trial name the row; solved where the reward is 1. The gold actions' tools go to `meta`.
+
+    Tasks are numbered within a domain, which only the file's name tells; without one the number stands alone.
+    """
+    domain = next((f"{name}-" for name in TAU_DOMAINS if name in stem), "")
     task = table(table(row, "info"), "task")
     reward = _number(row.get("reward"))
     gold = tool_names([action for action in items(task, "actions") if isinstance(action, Mapping)])
     return Example(
-        id=f"{row['task_id']}-{row.get('trial', 0)}",
-        group=str(row["task_id"]),
+        id=f"{domain}{row['task_id']}-{row.get('trial', 0)}",
+        group=f"{domain}{row['task_id']}",
         messages=normalise_messages(row["traj"]),
         resolved=None if reward is None else reward == 1.0,
         reward=reward,

@@ -120,7 +120,7 @@ def freeze(table: ScoreTable, examples: Sequence[Example], config: SplitConfig) 
         raise ValueError("table and examples do not describe the same rows in the same order")
     if len(set(table.ids)) != len(table):
         raise ValueError("ids are not unique")
-    cluster = _clusters(table)
+    cluster = _clusters(table.groups, table.content_hashes)
     candidates = {name: _test_candidates(table, test_set) for name, test_set in config.test_sets.items()}
     owner: dict[str, str] = {}
     used_contents: set[str] = set()
@@ -200,9 +200,28 @@ def _test_candidates(table: ScoreTable, test_set: HoldoutConfig) -> list[int]:
     return ranked[: math.ceil(test_set.quantile * len(ranked))]
 
 
-def _clusters(table: ScoreTable) -> list[str]:
+def held_out(pool: Sequence[Example], tested: Iterable[Example]) -> tuple[str, ...]:
+    """Ids of the rows that may not be trained on, sorted.
+
+    A row is held out if it shares id, group or content with a tested row, and with it every row of its cluster
+    (groups joined by identical content), as `freeze` does. The pool may be another than the one that was frozen, or
+    have grown since.
+    """
+    theirs = _values(list(tested))
+    cluster = _clusters([example.group for example in pool], [example.content_hash for example in pool])
+    touched = {
+        cluster[place]
+        for place, example in enumerate(pool)
+        if example.id in theirs["ids"]
+        or example.group in theirs["groups"]
+        or example.content_hash in theirs["contents"]
+    }
+    return tuple(sorted(example.id for place, example in enumerate(pool) if cluster[place] in touched))
+
+
+def _clusters(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
     """Each row's cluster: groups joined by identical content, named by the first of them."""
-    parent: dict[str, str] = {group: group for group in table.groups}
+    parent: dict[str, str] = {group: group for group in groups}
 
     def root(group: str) -> str:
         while parent[group] != group:
@@ -211,10 +230,10 @@ def _clusters(table: ScoreTable) -> list[str]:
         return group
 
     first_with: dict[str, str] = {}
-    for group, content in zip(table.groups, table.content_hashes, strict=True):
+    for group, content in zip(groups, contents, strict=True):
         one, other = root(group), root(first_with.setdefault(content, group))
         parent[max(one, other)] = min(one, other)
-    return [root(group) for group in table.groups]
+    return [root(group) for group in groups]
 
 
 def _too_few(name: str, test_set: HoldoutConfig, table: ScoreTable, candidates: int, found: int, blocked: int) -> str:

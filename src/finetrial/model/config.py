@@ -24,6 +24,7 @@ class ModelConfig(Config):
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
     targets: tuple[str, ...] = Field(
         default=("all-linear",),
+        min_length=1,
         description="names of the linear layers that get an adapter; all-linear leaves out lm_head",
     )
 

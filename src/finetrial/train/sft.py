@@ -216,7 +216,7 @@ def train_cohort(
             if progress is not None:
                 finite = [ledger.loss for ledger in ledgers if ledger.loss is not None]
                 progress.update(step + 1, sum(finite) / len(finite) if finite else None)
-            if stop.is_set() or (save_every and (step + 1) % save_every == 0 and step + 1 < steps):
+            if stop.is_set() or (save_every and ((step + 1) % save_every == 0 or step + 1 == steps)):
                 _save(checkpoint, step + 1, steps, runs, stack, optimiser, ledgers, seconds, metrics)
             if stop.is_set():
                 raise Interrupted(f"stopped after step {step + 1} of {steps}; {checkpoint} holds the state")

@@ -1,0 +1,145 @@
+"""What a launch writes down: resolved spec, runs with decisions, integrity checks, provenance."""
+
+import datetime as dt
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from finetrial.campaign import interim
+from finetrial.campaign.plan import Plan, Run
+from finetrial.campaign.prepare import Prepared
+from finetrial.campaign.spec import BASE, Spec
+from finetrial.identity import digest
+from finetrial.model.base import Base
+from finetrial.records import Outcome
+
+
+def new_manifest(spec: Spec, prepared: Prepared, decided: Plan, is_dry: bool) -> dict[str, Any]:
+    """The manifest of a launch before anything is trained."""
+    return {
+        "finetrial": version("finetrial"),
+        "campaign": spec.campaign.name,
+        "status": "running",
+        "dry_run": is_dry,
+        "spec": spec.model_dump(mode="json"),
+        "conditions": [BASE, *(condition.name for condition in spec.conditions)],
+        "seeds": list(spec.campaign.seeds),
+        "base": {"name": spec.model.base, "key": prepared.inputs.base_key},
+        "runs": run_entries(decided, {}, ()),
+        "outcomes_of": outcomes_of(decided),
+        "leftover": [{"run": name, "reason": reason} for name, reason in decided.leftover],
+        "suites": {
+            suite.name: {
+                "hash": suite.hash,
+                "items": len(suite.items),
+                "groups": suite.groups,
+                "description": suite.description,
+            }
+            for suite in decided.suites
+        },
+        "data": prepared.facts,
+        "integrity": prepared.integrity,
+        "provenance": {
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+            "platform": platform.platform(),
+            "numerics_class": prepared.inputs.numerics,
+            "git": _git_state(),
+            "command": " ".join(["finetrial", *sys.argv[1:]]),
+            "started": now(),
+        },
+    }
+
+
+def outcomes_of(decided: Plan) -> str:
+    """Digest of everything that outcomes are made of: outcomes of another plan must not be judged as this one's."""
+    return digest([sorted(run.key for run in decided.runs), sorted(suite.hash for suite in decided.suites)])
+
+
+def base_facts(base: Base) -> dict[str, Any]:
+    """What the manifest says of the loaded base."""
+    return {
+        "parameters": base.parameters,
+        "vocabulary": base.vocabulary,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "device": str(base.device),
+    }
+
+
+def run_entries(
+    decided: Plan, records: Mapping[str, Mapping[str, Any]], taken: Sequence[interim.Look]
+) -> list[dict[str, Any]]:
+    """One entry per run, in the order of the plan; `records` holds the finished ones."""
+    stopped = {condition: reason for look in taken for condition, reason in look.stopped.items()}
+    return [_run_entry(run, records.get(run.name), stopped.get(run.condition)) for run in decided.runs]
+
+
+def _run_entry(run: Run, record: Mapping[str, Any] | None, stopped: str | None) -> dict[str, Any]:
+    spared = stopped if record is None else None
+    return {
+        "condition": run.condition,
+        "seed": run.seed,
+        "folder": f"runs/{run.name}",
+        "status": record["status"] if record else "stopped" if spared else "pending",
+        "decision": run.decision,
+        "reason": spared or run.reason,
+        "saves_s": run.saves_s,
+        "train_key": run.key,
+        "adapter": record["adapter"] if record else None,
+        "cohort": record["cohort"] if record else None,
+        "steps": run.steps,
+    }
+
+
+def integrity(
+    decided: Plan, records: Mapping[str, Mapping[str, Any]], outcomes: list[Outcome], is_dry: bool
+) -> list[dict[str, Any]]:
+    """Checks over finished runs; a failed one makes every verdict INVALID."""
+    short = [
+        f"{name}: {key} planned {record['planned'][key]}, realised {record['realised'][key]}"
+        for name, record in records.items()
+        if record["status"] == "done"
+        for key in ("steps", "rows")
+        if record["planned"][key] != record["realised"][key]
+    ]
+    adapters: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if record["status"] == "done":
+            adapters.setdefault(record["adapter"], []).append(name)
+    keys = {run.name: run.key for run in decided.runs}
+    twins = [" = ".join(names) for names in adapters.values() if len({keys[name] for name in names}) > 1]
+    idle = [name for name, record in records.items() if record["status"] == "done" and not record["moved"]]
+    expected = {(run.condition, run.seed) for run in decided.runs if records[run.name]["status"] == "done"}
+    seen = {(outcome.condition, outcome.seed) for outcome in outcomes if outcome.value is not None}
+    absent = sorted(f"{condition}_s{seed}" for condition, seed in expected - seen)
+    return [
+        _check("realised steps and rows are those planned", not short, short),
+        _check("no two different runs gave the same adapter", not twins, twins),
+        _check("every adapter differs from the base", not idle, idle),
+        _check("every finished run was evaluated", not absent, absent),
+        _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
+    ]
+
+
+def _check(check: str, passed: bool, details: list[str]) -> dict[str, Any]:
+    return {"check": check, "passed": passed, "detail": "; ".join(details[:5])}
+
+
+def _git_state() -> str | None:
+    """Commit of the working folder, with `-dirty` where it has changes; None outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def now() -> str:
+    """The time in UTC."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
