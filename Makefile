@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not slow and not gpu"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup check test test-gpu demo bench golden clean
+.PHONY: setup check test test-gpu demo bench clean
 
 setup: $(VENV)/.installed
 

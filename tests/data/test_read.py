@@ -92,7 +92,8 @@ def test_tau_bench(data_dir):
     assert len(first.tools) == 14
     assert sum("tool_calls" in message for example in pool.examples for message in example.messages) == 1164
     by_trial = [
-        sum(bool(example.resolved) for example in pool.examples if example.group == f"airline-{task}") for task in range(50)
+        sum(bool(example.resolved) for example in pool.examples if example.group == f"airline-{task}")
+        for task in range(50)
     ]
     assert sum(solved == 4 for solved in by_trial) / 50 == 0.2  # pass^4 that the authors report
 
