@@ -19,7 +19,6 @@ from finetrial.model.render import (
     prompt_text,
     render,
     render_batch,
-    template_hash,
 )
 from finetrial.model.source import locate
 
@@ -299,15 +298,6 @@ def test_prompt_begins_the_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = prompt_text(CONVERSATION[:2], tokenizer)
     assert whole.startswith(prompt)
     assert prompt.endswith("<|im_start|>assistant\n")
-
-
-def test_template_hash_is_of_template_and_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
-    assert template_hash(tokenizer) == template_hash(AutoTokenizer.from_pretrained(FOLDER))
-    assert template_hash(tokenizer) != template_hash(with_template(PLAIN))
-    grown = AutoTokenizer.from_pretrained(FOLDER)
-    grown.add_tokens(["unheard_of"])
-    assert template_hash(tokenizer) != template_hash(grown)
 
 
 def test_digits_are_single_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

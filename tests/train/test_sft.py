@@ -118,7 +118,6 @@ def test_metrics_and_result_tell_what_was_realised(tmp_path):
     assert result.ledger.loss == rows[-1]["loss"]
     assert (result.status, result.distinct_rows, result.truncated_rows) == ("done", 7, 1)
     assert result.seconds > 0
-    assert result.numerics.startswith("cpu-torch")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

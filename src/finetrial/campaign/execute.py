@@ -7,14 +7,14 @@ the rest; nothing is lost and nothing is done twice.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
-from finetrial.campaign.folder import Folder, publish, write_outcomes
+from finetrial.campaign.folder import Folder, Say, publish, write_outcomes
 from finetrial.campaign.manifest import base_facts, integrity, new_manifest, now, run_entries
 from finetrial.campaign.plan import Decision, Plan, Run, cohorts, plan
 from finetrial.campaign.prepare import Prepared, prepare
@@ -23,8 +23,6 @@ from finetrial.campaign.stages import STAGES, unfinished
 from finetrial.model.base import load_base
 from finetrial.records import Outcome
 from finetrial.store import read_json
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from finetrial.errors import UserError, nearest
 from finetrial.records import Outcome
 from finetrial.store import DONE, Store, read_json, write_json
+
+Say = Callable[[str], None]
+"""Told one line at a time what a launch does."""
 
 OUTCOME_SCHEMA = pa.schema(
     [

@@ -6,7 +6,6 @@ real run.
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +15,13 @@ from torch import nn
 from finetrial.analyze.permute import attainable_p
 from finetrial.analyze.verdict import MIN_SEEDS
 from finetrial.campaign.design import detectable
-from finetrial.campaign.folder import Folder
+from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.plan import Run, plan
 from finetrial.campaign.prepare import Prepared, prepare
 from finetrial.campaign.spec import Spec
 from finetrial.model.base import Base, load_base
 from finetrial.model.render import Rendered, render_batch
 from finetrial.train.sft import RunData, train_cohort
-
-Say = Callable[[str], None]
 
 BYTES_PER_NUMBER = 4
 """Adapters are stored as float32."""

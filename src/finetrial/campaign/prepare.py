@@ -4,7 +4,7 @@ All of it is cheap beside training and is made anew at every launch, but for two
 in the store, and test sets are frozen by the first launch (`splits.json`), before any selection exists.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetrial.campaign.folder import Folder
+from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.plan import STAGE_VERSIONS, Inputs, Suite
 from finetrial.campaign.spec import Condition, DataConfig, Spec
 from finetrial.data.overlap import overlap, side_by_side
@@ -27,8 +27,6 @@ from finetrial.model.render import render_batch
 from finetrial.model.source import base_key, locate
 from finetrial.records import Example
 from finetrial.store import Store, read_json, write_json
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

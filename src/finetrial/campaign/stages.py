@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetrial.campaign.folder import Folder
+from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.plan import STAGE_VERSIONS, Plan, Run, Suite
 from finetrial.campaign.prepare import Prepared
 from finetrial.campaign.spec import BASE, Spec
@@ -29,8 +29,6 @@ from finetrial.model.render import render_batch
 from finetrial.records import Example, Outcome
 from finetrial.store import read_json, write_json
 from finetrial.train.sft import RunData, TrainResult, train_cohort
-
-Say = Callable[[str], None]
 
 COHORT = "cohort.json"
 """Keys of a cohort's runs, in its checkpoint folder."""
@@ -119,6 +117,7 @@ def _store_run(
             "tokens": ledger.tokens,
             "supervised_tokens": ledger.supervised_tokens,
             "truncated_rows": result.truncated_rows,
+            "unsupervised_rows": result.unsupervised_rows,
             "selected_rows": len(data.rows),
             "final_loss": ledger.loss,
         },

@@ -248,6 +248,8 @@ def _too_few(name: str, test_set: HoldoutConfig, table: ScoreTable, candidates: 
     reasons = Counter(reason for row in table.gate for reason in row)
     if test_set.kind != "random" and reasons:
         told += "; the gate refuses " + ", ".join(f"{rows} rows: {reason}" for reason, rows in sorted(reasons.items()))
+        if "resolution unknown" in reasons:
+            told += " (score.require_resolved = false lets rows pass whose source does not tell)"
     return told
 
 

@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetrial.errors import UserError
-from finetrial.identity import digest
 from finetrial.records import Message
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -119,16 +118,6 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.chat_template:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; expected one with the base model")
     return tokenizer.get_chat_template()
-
-
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (64 hex digits) of the chat template and of the tokenizer's definition.
-
-    Padding and truncation are left out: calls of the tokenizer change them.
-    """
-    backend: Any = tokenizer
-    state = json.loads(backend.backend_tokenizer.to_str())
-    return digest({"template": chat_template(tokenizer), "tokenizer": {**state, "padding": None, "truncation": None}})
 
 
 def for_template(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:

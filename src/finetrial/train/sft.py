@@ -95,8 +95,6 @@ class TrainResult:
     """Rows of its data without a supervised token, which teach nothing."""
     seconds: float
     """Wall time of the cohort's steps, which its runs share, over all resumed parts."""
-    numerics: str
-    """Numerics class: device family and torch version."""
     adapter: Adapter = field(repr=False)
 
 
@@ -222,7 +220,7 @@ def train_cohort(
                 raise Interrupted(f"stopped after step {step + 1} of {steps}; {checkpoint} holds the state")
         adapters = [stack.adapter(n) for n in range(len(runs))]
     return [
-        _result(run, ledger, seconds, steps, streams[n], _numerics(device), adapters[n])
+        _result(run, ledger, seconds, steps, streams[n], adapters[n])
         for n, (run, ledger) in enumerate(zip(runs, ledgers, strict=True))
     ]
 
@@ -361,7 +359,7 @@ def _restored(
 
 
 def _result(
-    run: RunData, ledger: Ledger, seconds: float, steps: int, streams: Sequence[Stream], numerics: str, adapter: Adapter
+    run: RunData, ledger: Ledger, seconds: float, steps: int, streams: Sequence[Stream], adapter: Adapter
 ) -> TrainResult:
     visited = set()
     for step in range(steps):
@@ -378,6 +376,5 @@ def _result(
         truncated_rows=sum(row.truncated > 0 for row in run.rows),
         unsupervised_rows=sum(not len(row.target_M) for row in streams),
         seconds=seconds,
-        numerics=numerics,
         adapter=adapter,
     )
