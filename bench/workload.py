@@ -185,7 +185,7 @@ def write_model(options: Options) -> None:
         weights = {}
         for path, (a_IR, b_RO) in fresh.weights.items():
             rng = seeds.stream(n, "bench", "adapter", path)
-            weights[path] = (a_IR, torch.from_numpy(rng.normal(0, 0.02, b_RO.shape).astype(np.float32)))
+            weights[path] = (a_IR, torch.from_numpy(rng.normal(0, 0.1, b_RO.shape).astype(np.float32)))
         adapter = Adapter(fresh.rank, fresh.alpha, fresh.rslora, fresh.dropout, fresh.targets, weights)
         save_peft(adapter, options.adapter(n), str(options.base))
 
