@@ -40,9 +40,18 @@ def test_a_layout_holds_every_row_once_within_budget_and_ordered_by_run(lengths,
         )
 
 
-def test_equal_batches_give_equal_rows_per_run_and_padding_is_avoided():
-    passes = layout([[1000, 10, 10, 10], [10, 900, 11, 12]], 4000, "cpu")
-    assert [[(at.run, at.tokens) for at in rows] for rows in passes] == [
-        [(0, 1000), (1, 900)],
+def shown(passes):
+    return [[(at.run, at.tokens) for at in rows] for rows in passes]
+
+
+def test_on_a_gpu_equal_batches_give_equal_rows_per_run():
+    passes = layout([[9000, 10, 10, 10], [10, 8000, 11, 12]], 40_000, "cuda")
+    assert shown(passes) == [
+        [(0, 9000), (1, 8000)],
         [(0, 10), (0, 10), (0, 10), (1, 12), (1, 11), (1, 10)],
     ]
+
+
+def test_on_a_cpu_rows_of_like_length_share_a_pass_whatever_their_run():
+    passes = layout([[1000, 10, 10, 300], [10, 900, 310, 12]], 4000, "cpu")
+    assert shown(passes) == [[(0, 1000)], [(1, 900)], [(0, 300), (1, 310)], [(0, 10), (0, 10), (1, 12), (1, 10)]]

@@ -24,7 +24,7 @@ from finetrial.model.render import Rendered
 ADAPTERS_PER_PASS = 8
 """Row groups of a pass over a base that adapters cannot be merged into; fixed, so N does not shape the batches."""
 
-CPU_BATCH_TOKENS = 2048
+CPU_BATCH_TOKENS = 1024
 """Padded tokens after which a longer batch is slower on a CPU: its activations leave the cache."""
 
 

@@ -13,7 +13,7 @@ from finetrial import seeds
 
 PASS_OVERHEAD = {"cpu": 64, "cuda": 4096}
 """What starting a pass costs, in tokens of computing: rows are split only if that saves more padding."""
-PASS_TOKENS = {"cpu": 4096}
+PASS_TOKENS = {"cpu": 2048}
 """Padded tokens after which a longer pass is no faster: on a CPU its activations leave the cache."""
 
 
@@ -51,10 +51,11 @@ class Place:
 def layout(lengths: Sequence[Sequence[int]], budget: int, device: str) -> list[list[Place]]:
     """Lay the rows of a step out in passes, runs side by side.
 
-    Each run's rows are sorted by length, and the longest rows of all runs form a slot, the second longest the
-    next, and so on: a pass is a stretch of slots, so runs with equal batch sizes have equally many rows in it,
-    and rows of like length share a pass. Stretches are chosen to minimise padded tokens plus the cost of
-    starting a pass, by dynamic programming over slots. A slot over budget is cut between runs.
+    Rows are put into slots, longest first, and a pass is a stretch of slots, so rows of like length share a pass.
+    On a CPU a slot is one row: padding is what costs there. On a GPU the longest rows of all runs form a slot, the
+    second longest the next, and so on, so that runs with equal batch sizes have equally many rows in a pass, and
+    one batched product serves them. Stretches are chosen to minimise padded tokens plus the cost of starting a
+    pass, by dynamic programming over slots. A slot over budget is cut between runs.
 
     Args:
         lengths: tokens of each row of the step, per run.
@@ -70,7 +71,12 @@ def layout(lengths: Sequence[Sequence[int]], budget: int, device: str) -> list[l
         sorted((Place(run, place, tokens) for place, tokens in enumerate(row)), key=lambda p: (-p.tokens, p.place))
         for run, row in enumerate(lengths)
     ]
-    slots = [[place for place in slot if place is not None] for slot in itertools.zip_longest(*columns, fillvalue=None)]
+    if device == "cpu":
+        every = sorted(itertools.chain.from_iterable(columns), key=lambda p: (-p.tokens, p.run, p.place))
+        slots = [[place] for place in every]
+    else:
+        ranks = itertools.zip_longest(*columns, fillvalue=None)
+        slots = [[place for place in rank if place is not None] for rank in ranks]
     passes = []
     for start, end in _stretches(slots, budget, overhead):
         rows = sorted(itertools.chain.from_iterable(slots[start:end]), key=lambda p: (p.run, -p.tokens, p.place))
