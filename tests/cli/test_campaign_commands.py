@@ -152,3 +152,11 @@ def test_the_workshop(tmp_path: Path) -> None:
     finetrial(tmp_path, "init", "quickstart", expect=2)
     assert "did you mean 'quickstart'" in finetrial(tmp_path, "init", "quickstrat", expect=2).stderr
     assert json.loads(finetrial(tmp_path, "doctor", "--json").stdout)["packages"]["train"]["torch"]
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    finetrial(tmp_path, "init", "quickstart")
+    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError('no transformers', name='transformers')\n")
+    done = finetrial(tmp_path, "plan", "quickstart.toml", expect=2)
+    assert "pip install 'finetrial[train]'" in done.stderr
+    assert "Traceback" not in done.stderr

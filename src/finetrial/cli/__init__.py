@@ -9,7 +9,7 @@ import sys
 from finetrial.cli.app import app
 from finetrial.cli.campaign import check, init, plan, report, run, status, verdict, why  # noqa: F401
 from finetrial.cli.judging import compare_command, power_command  # noqa: F401
-from finetrial.cli.workshop import doctor, evaluate, score, select  # noqa: F401
+from finetrial.cli.workshop import EXTRAS, doctor, evaluate, score, select  # noqa: F401
 from finetrial.errors import Interrupted, UserError
 
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST)
@@ -26,6 +26,12 @@ def main() -> None:
     except Interrupted as error:
         print(f"finetrial: {error}", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules), None)
+        if extra is None:
+            raise
+        print(f"finetrial: this needs {error.name}: pip install 'finetrial[{extra}]'", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         if error.errno in UNUSABLE_PATH and error.filename:
             print(f"finetrial: {error.filename}: {error.strerror}", file=sys.stderr)
