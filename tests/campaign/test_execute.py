@@ -1,6 +1,7 @@
 """A campaign from raw trajectories to outcomes: repeatable, resumable, reusing what did not change."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -204,11 +205,9 @@ def test_a_crash_while_storing_trains_nothing_again(
         with pytest.raises(PowerCutError):
             launch(campaign, tmp_path / "cut")
     steps = []
-    real_progress = stages.Progress.update
     monkeypatch.setattr(stages.Progress, "update", lambda self, done, loss=None: steps.append(self.name))
     folder = launch(campaign, tmp_path / "cut")
     assert "train" not in steps
-    assert real_progress is not stages.Progress.update
     assert outcomes(folder) == outcomes(whole)
 
 
@@ -252,6 +251,19 @@ def test_a_renamed_condition_is_reused_under_its_new_name(campaign: Path, tmp_pa
     row = json.loads((folder.run("best_s1") / "metrics.jsonl").read_text().splitlines()[0])
     record = json.loads((folder.run("best_s1") / "record.json").read_text())
     assert row["condition"] == record["condition"] == "best"
+
+
+def test_deleting_the_store_costs_time_and_nothing_else(campaign: Path, tmp_path: Path) -> None:
+    folder = launch(campaign, tmp_path / "logs")
+    before = outcomes(folder)
+    metrics = {
+        path: json.loads(path.read_text().splitlines()[-1])["loss"] for path in folder.path.glob("runs/*/metrics.jsonl")
+    }
+    shutil.rmtree(tmp_path / "logs" / ".store")
+    assert outcomes(launch(campaign, tmp_path / "logs")) == before
+    for path, loss in metrics.items():
+        assert not path.is_symlink()
+        assert json.loads(path.read_text().splitlines()[-1])["loss"] == loss
 
 
 def test_a_half_stored_run_is_no_run(campaign: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finetrial.cli import app
-from finetrial.cli.judging import repeat_option
+from finetrial.cli.run_folders import repeat_option
 from finetrial.errors import UserError
 from run_folders import write_arms
 

@@ -160,7 +160,8 @@ def _publish(folder: Folder, run: Run) -> dict[str, Any]:
     record = folder.store.record("train", run.key)
     target = folder.run(run.name)
     shown = target / "record.json"
-    if not shown.is_file() or read_json(shown)["key"] != run.key:
+    was_trained_again = (target / "metrics.jsonl").is_symlink()  # its metrics lie in a checkpoint that is gone
+    if was_trained_again or not shown.is_file() or read_json(shown)["key"] != run.key:
         publish(folder.store.path("train", run.key), target, run.condition)
     return record
 

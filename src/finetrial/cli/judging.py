@@ -8,55 +8,25 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperCommand
 
 from finetrial.analyze.compare import Compared, Options, compare
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
 from finetrial.analyze.power import Pilot, Prices, Variances
 from finetrial.analyze.power import pilot as estimate_pilot
 from finetrial.analyze.readers.read import Reading, read
-from finetrial.analyze.readers.run_logs import LIFTS, expand, find_runs, load_runs
+from finetrial.analyze.readers.run_logs import LIFTS, expand, load_runs
 from finetrial.analyze.runs.litmus import LitmusConfig
 from finetrial.analyze.runs.litmus import litmus as judge_litmus
 from finetrial.analyze.runs.markdown import litmus_markdown, significance_markdown
 from finetrial.analyze.runs.significance import significance
 from finetrial.analyze.sizing import SEEDS, Goal, Sizing, size
 from finetrial.cli.app import AsJson, app, console, emit_json, table
+from finetrial.cli.run_folders import RunFolders
 from finetrial.errors import UserError, nearest
 from finetrial.store import read_json, write_json, write_text
 
 MT_BENCH_SUBSET = 16
 """Questions of the subset that is warned about by default for MT-Bench, whose users judge on a few at random."""
-_RUN_OPTIONS = ("--baseline", "--candidate")
-
-
-class RunFolders(TyperCommand):
-    """A command whose `--baseline` and `--candidate` take all run folders that a shell's glob leaves behind them."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before every further run folder that follows its value, then parse as usual."""
-        return super().parse_args(ctx, repeat_option(args))
-
-
-def repeat_option(args: Sequence[str]) -> list[str]:
-    """`--baseline a b` -> `--baseline a --baseline b` where a and b are run folders; everything else as it is."""
-    out: list[str] = []
-    option: str | None = None
-    for position, arg in enumerate(args):
-        if position and args[position - 1] in _RUN_OPTIONS:
-            option = args[position - 1] if _is_run(arg) else None
-        elif arg.startswith("-"):
-            option = None
-        elif option is not None and _is_run(arg):
-            out.append(option)
-        out.append(arg)
-    return out
-
-
-def _is_run(arg: str) -> bool:
-    path = Path(arg)
-    return path.is_dir() and find_runs([path]) == [path]
-
 
 Sources = Annotated[
     list[Path] | None,
