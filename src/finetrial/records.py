@@ -1,4 +1,4 @@
-"""The nouns that cross layers: an example of training or test data, and an outcome.
+"""The nouns that cross layers: an example of training or test data, a task, its grade, and an outcome.
 
 Everything below `campaign` speaks in these; nothing here computes.
 """
@@ -59,6 +59,39 @@ class Example:
     def content_hash(self) -> str:
         """SHA-256 of the messages: two rows with the same text are the same content, whatever their ids."""
         return digest([dict(message) for message in self.messages])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt whose completions can be graded: a row of practice, or an item of a suite of tasks."""
+
+    id: str
+    """Unique within its source."""
+    group: str
+    """What must not straddle practice and test: the problem behind the wording."""
+    messages: tuple[Message, ...]
+    """The prompt; the assistant's turn comes next."""
+    reference: str
+    """What a grader compares with; never empty."""
+    gold: str | None = None
+    """A completion that must be graded 1, where the source knows one."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Source-specific facts in JSON types (choices, unit, entry of an environment, ...)."""
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of prompt and reference."""
+        return digest([[dict(message) for message in self.messages], self.reference])
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader says of one completion."""
+
+    value: float | None
+    """In [0, 1]; None when no grade could be given, which is missing and never 0."""
+    reason: str = ""
+    """Why there is no grade, or what was found."""
 
 
 @dataclass(frozen=True, slots=True)

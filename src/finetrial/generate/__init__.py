@@ -1,0 +1,1 @@
+"""Sampling completions: many prompts, many samples, many adapters in one batch."""
