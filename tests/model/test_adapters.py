@@ -131,7 +131,7 @@ def test_padding_of_smaller_ranks_stays_zero():
     with AdapterStack(model, adapters, trainable=True) as stack:
         with stack.rows([0, 0, 0, 1, 1, 1, 1]):
             loss_M = model(input_ids=IDS, use_cache=False).logits.square().flatten()
-            stack.backward(loss_M, torch.ones_like(loss_M))
+            stack.backward((loss_M, torch.ones_like(loss_M)))
         stack.flat_NP.copy_(stack.grad_NP)  # so that each layer's views show the gradient
         for path, layer in stack.layers.items():
             assert layer.a_NIR[0, :, :2].abs().sum() > 0
@@ -214,7 +214,7 @@ def test_float32_adapters_over_a_bfloat16_base():
     with AdapterStack(model, [adapter], trainable=True) as stack:
         with stack.rows([0] * 7):
             out = model(input_ids=IDS, use_cache=False).logits
-            stack.backward(out.float().square().flatten(), torch.ones(out.numel()))
+            stack.backward((out.float().square().flatten(), torch.ones(out.numel())))
         assert out.dtype == torch.bfloat16
         assert stack.flat_NP.dtype == stack.grad_NP.dtype == torch.float32
         assert stack.grad_NP.abs().sum() > 0

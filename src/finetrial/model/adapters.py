@@ -187,15 +187,19 @@ class AdapterStack:
         for parameter in self._thawed:
             parameter.requires_grad_()
 
-    def backward(self, loss_M: Tensor, weight_M: Tensor) -> None:
-        """Add the gradient of sum(weight_M · loss_M) to `grad_NP`, which the caller zeroes where a step begins.
+    def backward(self, *terms: tuple[Tensor, Tensor]) -> None:
+        """Add the gradient of the sum of weight · loss to `grad_NP`, which the caller zeroes where a step begins.
+
+        A term is a loss and its weight, of one shape and dtype, which gets no gradient. Likelihood, entropy and
+        divergence of a pass are terms that share one backward pass through the model.
 
         Call it inside the `rows` of the pass that made the losses: a checkpointed layer runs again here.
         """
         if not self.trainable:
             raise RuntimeError("the stack was made without trainable=True")
+        losses, weights = zip(*terms, strict=True)
         leaves = [leaf for leaf, _ in self._leaves]
-        for (_, total), grad in zip(self._leaves, torch.autograd.grad(loss_M, leaves, weight_M), strict=True):
+        for (_, total), grad in zip(self._leaves, torch.autograd.grad(losses, leaves, weights), strict=True):
             total.add_(grad)
 
     @contextlib.contextmanager

@@ -1,23 +1,19 @@
-"""Log-probabilities at supervised positions only, in chunks: the logits of a long batch never exist.
+"""Log-probabilities at supervised positions only: what a pass reads, and the model's path from ids to a loss.
 
-Shapes: S rows (sequences) of a pass, T tokens of a padded row, M supervised tokens of a pass, C of a chunk,
-H hidden features, V vocabulary.
+Shapes: S rows (sequences) of a pass, T tokens of a padded row, M supervised tokens of a pass, H hidden features,
+V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetrial.errors import UserError
+from finetrial.model.distribution import Head, chunked_nll
 from finetrial.model.render import Rendered
-
-CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**27}
-"""Logits that exist at once: a chunk that fits the cache of a CPU, and one that fills a GPU."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +75,6 @@ def collate(streams: Sequence[Stream], device: torch.device) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class Head:
-    """The output head: logits = cap(scale (W h + b)), cap(z) = softcap · tanh(z / softcap) where there is one."""
-
-    weight_VH: Tensor
-    bias_V: Tensor | None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden_CH: Tensor) -> Tensor:
-        """float32 (or float64) logits (C, V)."""
-        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V)
-        if logits_CV.dtype in (torch.bfloat16, torch.float16):
-            logits_CV = logits_CV.float()
-        if self.scale != 1.0:
-            logits_CV.mul_(self.scale)
-        if self.softcap is not None:
-            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits_CV
-
-
 def head_of(model: nn.Module) -> Head:
     """The output head of a transformers causal language model, proven on a short pass against the model's logits.
 
@@ -129,57 +104,11 @@ def hidden_states(model: nn.Module, ids_ST: Tensor) -> Tensor:
     return model.base_model(input_ids=ids_ST, use_cache=False).last_hidden_state  # type: ignore[operator]
 
 
+def supervised_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states (M, H) at the supervised positions of a batch, row after row."""
+    return hidden_states(model, batch.ids_ST).flatten(0, 1).index_select(0, batch.index_M)
+
+
 def token_nll(model: nn.Module, head: Head, batch: Batch, chunk_numbers: int | None = None) -> Tensor:
     """Negative log-likelihood (M,) in nats of the supervised tokens of a batch, row after row."""
-    hidden_STH = hidden_states(model, batch.ids_ST)
-    hidden_MH = hidden_STH.flatten(0, 1).index_select(0, batch.index_M)
-    return chunked_nll(hidden_MH, batch.target_M, head, chunk_numbers)
-
-
-def chunked_nll(hidden_MH: Tensor, target_M: Tensor, head: Head, chunk_numbers: int | None = None) -> Tensor:
-    """-log softmax(head(h))[target] for each hidden state, with at most `chunk_numbers` logits at once.
-
-    The head is frozen. The gradient of each token's loss with respect to its hidden state is computed while its
-    logits are at hand, so the backward pass is one multiplication and logits are computed once.
-    """
-    numbers = chunk_numbers or CHUNK_NUMBERS.get(hidden_MH.device.type, CHUNK_NUMBERS["cpu"])
-    chunk = max(1, numbers // head.weight_VH.shape[0])
-    return _ChunkedNll.apply(hidden_MH, target_M, head, chunk)  # type: ignore[return-value]
-
-
-class _ChunkedNll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_MH: Tensor, target_M: Tensor, head: Head, chunk: int) -> Tensor:
-        wide = torch.float64 if hidden_MH.dtype == torch.float64 else torch.float32
-        nll_M = torch.empty(len(hidden_MH), dtype=wide, device=hidden_MH.device)
-        slope_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden_MH), chunk):
-            rows = slice(start, start + chunk)
-            target_C1 = target_M[rows, None]
-            logits_CV = head.logits(hidden_MH[rows])
-            bend_CV = None
-            if head.softcap is not None and slope_MH is not None:
-                bend_CV = 1 - (logits_CV / head.softcap) ** 2
-            top_C1 = logits_CV.amax(dim=1, keepdim=True)
-            own_C1 = logits_CV.gather(1, target_C1) - top_C1
-            weight_CV = logits_CV.sub_(top_C1).exp_()  # in place: one pass over the vocabulary less
-            total_C1 = weight_CV.sum(dim=1, keepdim=True)
-            nll_M[rows] = (total_C1.log() - own_C1)[:, 0]
-            if slope_MH is None:
-                continue
-            slope_CV = weight_CV.div_(total_C1)
-            slope_CV.scatter_add_(1, target_C1, torch.full_like(total_C1, -1.0))
-            if bend_CV is not None:
-                slope_CV.mul_(bend_CV)
-            if head.scale != 1.0:
-                slope_CV.mul_(head.scale)
-            torch.mm(slope_CV.to(hidden_MH.dtype), head.weight_VH, out=slope_MH[rows])
-        if slope_MH is not None:
-            ctx.save_for_backward(slope_MH)
-        return nll_M
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (slope_MH,) = ctx.saved_tensors
-        return slope_MH * grad_M[:, None].to(slope_MH.dtype), None, None, None
+    return chunked_nll(supervised_hidden(model, batch), batch.target_M, head, chunk_numbers)
