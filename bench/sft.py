@@ -66,8 +66,9 @@ def finetrial(options: Options, turns: Turns, runs: int) -> None:
 
     from finetrial.model.config import ModelConfig
     from finetrial.model.render import Rendered
+    from finetrial.train.cohort import train_cohort
     from finetrial.train.config import TrainConfig
-    from finetrial.train.sft import RunData, train_cohort
+    from finetrial.train.runs import RunData
 
     torch.set_num_threads(options.threads)
     turns.imports_done()
@@ -76,19 +77,15 @@ def finetrial(options: Options, turns: Turns, runs: int) -> None:
     train = TrainConfig(learning_rate=RATE, schedule="constant", warmup_ratio=0, batch_size=BATCH, save_every=0)
     folder = Path(options.folder) / f"finetrial-{runs}"
 
-    def metrics(n: int) -> Path:
-        return folder / f"metrics{n}.jsonl"
-
-    cohort = [
-        RunData("bench", n, rendered, train, ModelConfig(lora_rank=RANK), metrics(n), f"bench-{n}") for n in range(runs)
-    ]
+    model = ModelConfig(lora_rank=RANK)
+    cohort = [RunData("bench", n, rendered, train, model, folder / f"run{n}", f"bench-{n}") for n in range(runs)]
 
     def work(step: int) -> tuple[int, int, int]:
         return cost([row for n in range(runs) for row in batches(rows, n)(step)])
 
     steps = Steps(options, turns, work)
     train_cohort(load_model(options), cohort, steps.total, folder / "checkpoint", steps)
-    losses = [json.loads(line)["loss"] for line in metrics(0).read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in cohort[0].metrics.read_text().splitlines()]
     turns.finish(losses=losses)
 
 

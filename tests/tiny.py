@@ -21,7 +21,7 @@ from transformers import (
 from finetrial.model.config import ModelConfig
 from finetrial.model.render import Rendered
 from finetrial.train.config import TrainConfig
-from finetrial.train.sft import RunData
+from finetrial.train.runs import RunData
 
 VOCABULARY = 61
 KINDS = {
@@ -85,6 +85,6 @@ def run_data(
         rows=random_rows(13, seed=100 + seed) if rows is None else rows,
         train=TrainConfig(**{"batch_size": 4, "learning_rate": 1e-2, **training}),
         model=model or ModelConfig(lora_rank=4),
-        metrics=folder / f"{condition}_s{seed}" / "metrics.jsonl",
+        folder=folder / f"{condition}_s{seed}",
         key=f"{condition}-{seed}",
     )

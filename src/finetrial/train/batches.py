@@ -5,7 +5,7 @@ it changes the time and the memory of a step, never which rows it sees.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,7 +30,11 @@ def step_rows(seed: int, rows: int, batch_size: int, step: int) -> list[int]:
         batch_size: rows of a step.
         step: which step.
     """
-    places = range(step * batch_size, (step + 1) * batch_size)
+    return rows_at(seed, rows, range(step * batch_size, (step + 1) * batch_size))
+
+
+def rows_at(seed: int, rows: int, places: Iterable[int]) -> list[int]:
+    """Indices of the rows at these places of the endless order: epoch after epoch, each its own permutation."""
     return [_order(seed, rows, place // rows)[place % rows] for place in places]
 
 

@@ -1,0 +1,265 @@
+"""Training a cohort: N runs, one stack of adapters, one visible loop for every objective.
+
+Runs share the step count and nothing else: data, objective, order, rates, clip, dropout and step size are each
+run's own, and a run whose loss or gradient is not finite is quarantined while its neighbours go on as if nothing
+had happened. Denominators are global over an update, so no split into passes changes a gradient.
+
+Shapes: N runs, S rows of a pass, M supervised tokens of a pass, P numbers of one adapter.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetrial import seeds
+from finetrial.errors import Interrupted, UserError
+from finetrial.evaluate.progress import Progress
+from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
+from finetrial.model.distribution import token_stats
+from finetrial.model.loss import Stream, collate, head_of, supervised_hidden
+from finetrial.model.peft_format import save_peft
+from finetrial.train import checkpoint as checkpoints
+from finetrial.train import rl, sft
+from finetrial.train.batches import layout, rows_at
+from finetrial.train.contexts import recomputed, termination
+from finetrial.train.journal import GENERATIONS, METRICS, STEPS, journal
+from finetrial.train.lesson import Lesson, Report, Tally, per_token, pull
+from finetrial.train.optimiser import StackedAdamW, clip_gradients, learning_rate
+from finetrial.train.rl_facts import policy_facts
+from finetrial.train.rollouts import Engine
+from finetrial.train.runs import Ledger, RunData, TrainResult
+
+Told = Callable[[RunData, Mapping[str, Any]], None]
+"""Hears each row of metrics as it is written."""
+
+
+def train_cohort(
+    model: nn.Module,
+    runs: Sequence[RunData],
+    steps: int,
+    checkpoint: Path,
+    progress: Progress | None = None,
+    told: Told | None = None,
+) -> list[TrainResult]:
+    """Train one adapter per run on the frozen `model`, resuming from `checkpoint` where it holds a state.
+
+    Memory and pace are the strictest of what the runs' configurations ask: the smallest `micro_batch_tokens` and
+    `save_every`, and gradient checkpointing if any run wants it. The checkpoint folder is left to the caller to
+    remove once the adapters are stored.
+
+    Args:
+        model: a transformers causal language model; it is put into evaluation mode, so it drops nothing itself,
+            and is a plain base again afterwards.
+        runs: the cohort.
+        steps: steps of each run.
+        checkpoint: folder of the cohort's state.
+        progress: shown after each step.
+        told: hears each row of metrics; after an interruption it may hear the last ones again.
+
+    Raises:
+        UserError: a run has nothing to learn from, or the checkpoint belongs to other runs or another device.
+        Interrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    streams = [sft.streams(run) if run.practice is None else [] for run in runs]
+    losses = [None if run.practice is None else run.practice.rl.loss for run in runs]
+    warm_N = [1.0 if run.practice is None else run.practice.rl.sampling.temperature for run in runs]
+    entropic = any(loss is not None and loss.entropy_coef for loss in losses)
+    budget = min(run.train.micro_batch_tokens for run in runs)
+    save_every = min((run.train.save_every for run in runs if run.train.save_every), default=0)
+    limit_N = torch.tensor([run.train.max_grad_norm for run in runs], device=device)
+    ledgers, seconds = [Ledger() for _ in runs], 0.0
+    head = head_of(model)
+    with contextlib.ExitStack() as exits:
+        stop = exits.enter_context(termination())
+        exits.enter_context(recomputed(model, any(run.train.gradient_checkpointing for run in runs)))
+        fresh = [fresh_adapter(model, run.model, run.seed) for run in runs]
+        stack = exits.enter_context(AdapterStack(model, fresh, trainable=True))
+        optimiser = StackedAdamW([run.train for run in runs], stack.flat_NP)
+        grad_NP = stack.grad_NP
+        engine = Engine(model, head, stack)
+        state = _restored(checkpoint, runs, steps, stack, optimiser)
+        if state is not None:
+            ledgers, seconds = [Ledger(**facts) for facts in state.facts["ledgers"]], state.facts["seconds"]
+        written = state.facts["written"] if state else [{} for _ in runs]
+        journals = [
+            exits.enter_context(journal(run.folder, _files(run), sizes))
+            for run, sizes in zip(runs, written, strict=True)
+        ]
+
+        for step in range(state.step if state else 0, steps):
+            began = time.perf_counter()
+
+            # Lessons: rows of the data, or completions that the runs draw now, all of them in one batch.
+            practised = rl.lessons(engine, runs, ledgers, step, steps, budget)
+            lessons = [
+                practised[n] if n in practised else sft.supervised_lesson(run, streams[n], step)
+                for n, run in enumerate(runs)
+            ]
+
+            # Updates: one for supervised rows; mini-batches and epochs over the completions for practice.
+            rates = [learning_rate(run.train, step, steps) for run in runs]
+            rate_N = torch.tensor(rates, dtype=torch.float64, device=device)
+            reports = [Report() for _ in runs]
+            for update in range(max(len(lesson.updates) for lesson in lessons)):
+                rows_N = [lesson.updates[update] if update < len(lesson.updates) else () for lesson in lessons]
+                tallies = [Tally() for _ in runs]
+
+                # Gradients: a token's weight is its share of its run's update, in whichever pass it is.
+                grad_NP.zero_()
+                for places in layout([[row.stream.tokens for row in rows] for rows in rows_N], budget, device.type):
+                    rows = [rows_N[at.run][at.place] for at in places]
+                    batch = collate([row.stream for row in rows], device)
+                    adapter_S, lengths_S = [at.run for at in places], [at.tokens for at in places]
+                    dropout_S = [seeds.derive(runs[at.run].seed, "dropout", step, at.place) for at in places]
+                    warm_M = per_token([warm_N[n] for n in adapter_S], batch.counts_S, device)
+                    with stack.rows(adapter_S, lengths_S, dropout_S):
+                        hidden_MH = supervised_hidden(model, batch)
+                        stats = token_stats(hidden_MH, batch.target_M, head, temperature_M=warm_M, entropy=entropic)
+                        stack.backward(*pull(rows, adapter_S, batch.counts_S, stats, losses, tallies))
+
+                # Quarantine: what is not finite is found per run, before any number of the run is touched.
+                norm_N = torch.linalg.vector_norm(grad_NP, dim=1)
+                active = [
+                    bool(rows) and _finite(ledger, tally.loss, norm, step + 1)
+                    for ledger, rows, tally, norm in zip(ledgers, rows_N, tallies, norm_N.tolist(), strict=True)
+                ]
+                active_N = torch.tensor(active, device=device)
+
+                # Update: each run with its own clip, rate, moments and step count.
+                grad_NP.masked_fill_(~active_N[:, None], 0.0)
+                clip_gradients(grad_NP, torch.where(active_N, norm_N, 0.0), limit_N)
+                optimiser.step(grad_NP, rate_N, active_N)
+                for n in range(len(runs)):
+                    if active[n]:
+                        ledgers[n].updates += 1
+                        reports[n].add(tallies[n], float(norm_N[n]))
+
+            # Record.
+            elapsed = time.perf_counter() - began
+            seconds += elapsed
+            for n, (run, ledger, lesson) in enumerate(zip(runs, ledgers, lessons, strict=True)):
+                if ledger.quarantined_at is not None and ledger.quarantined_at <= step:
+                    continue
+                whole = ledger.quarantined_at is None
+                if whole and (lesson.updates or run.practice is not None):
+                    _count(ledger, lesson, reports[n])
+                row = {
+                    "step": step + 1,
+                    "condition": run.condition,
+                    "seed": run.seed,
+                    "loss": reports[n].loss if whole else None,
+                    "learning_rate": rates[n],
+                    "grad_norm": reports[n].norm if whole else None,
+                    **lesson.facts,
+                }
+                if run.practice is None:
+                    row["seconds"] = round(elapsed, 4)
+                else:
+                    row |= policy_facts(reports[n], lesson, elapsed)
+                if not whole:
+                    row["quarantined"] = ledger.reason
+                journals[n].write(METRICS, [row])
+                for name, lines in lesson.logs.items():
+                    journals[n].write(name, lines)
+                if told is not None:
+                    told(run, row)
+            if progress is not None:
+                finite = [ledger.loss for ledger in ledgers if ledger.loss is not None]
+                progress.update(step + 1, sum(finite) / len(finite) if finite else None)
+            for n, run in enumerate(runs):
+                if step + 1 in run.snapshots:
+                    target = run.folder / "snapshots" / f"step-{step + 1}"
+                    save_peft(stack.adapter(n), target, run.model.base, run.model.revision)
+            if stop.is_set() or (save_every and ((step + 1) % save_every == 0 or step + 1 == steps)):
+                facts = {
+                    **_identity(runs, steps, stack),
+                    "ledgers": [asdict(ledger) for ledger in ledgers],
+                    "seconds": seconds,
+                    "written": [journal.sizes() for journal in journals],
+                }
+                checkpoints.save(checkpoint, step + 1, {"adapters": stack.flat_NP, **optimiser.state()}, facts)
+            if stop.is_set():
+                raise Interrupted(f"stopped after step {step + 1} of {steps}; {checkpoint} holds the state")
+        adapters = [stack.adapter(n) for n in range(len(runs))]
+    return [
+        _result(run, ledger, seconds, steps, streams[n], adapters[n])
+        for n, (run, ledger) in enumerate(zip(runs, ledgers, strict=True))
+    ]
+
+
+def _finite(ledger: Ledger, loss: float, norm: float, step: int) -> bool:
+    """Whether the run takes this update; puts it into quarantine if its loss or gradient is not finite."""
+    if ledger.quarantined_at is not None:
+        return False
+    for value, what in ((loss, "loss"), (norm, "gradient norm")):
+        if not math.isfinite(value):
+            ledger.quarantined_at, ledger.reason = step, f"{what} is {value} at step {step}"
+            return False
+    return True
+
+
+def _count(ledger: Ledger, lesson: Lesson, report: Report) -> None:
+    ledger.steps += 1
+    ledger.rows += lesson.rows
+    ledger.tokens += lesson.tokens
+    ledger.supervised_tokens += lesson.supervised_tokens
+    ledger.loss = report.loss if report.loss is not None else ledger.loss
+
+
+def _files(run: RunData) -> tuple[str, ...]:
+    return (METRICS,) if run.practice is None else (METRICS, STEPS, GENERATIONS)
+
+
+def _numerics(device: torch.device) -> str:
+    return f"{device.type}-torch{torch.__version__}"
+
+
+def _identity(runs: Sequence[RunData], steps: int, stack: AdapterStack) -> dict[str, Any]:
+    return {"keys": [run.key for run in runs], "steps": steps, "numerics": _numerics(stack.flat_NP.device)}
+
+
+def _restored(
+    folder: Path, runs: Sequence[RunData], steps: int, stack: AdapterStack, optimiser: StackedAdamW
+) -> checkpoints.Checkpoint | None:
+    """Load the newest state into stack and optimiser. Random streams and data order are functions of the step."""
+    state = checkpoints.load(folder)
+    if state is None:
+        return None
+    for name, want in _identity(runs, steps, stack).items():
+        if state.facts[name] != want:
+            raise UserError(
+                f"{folder}: the checkpoint has {name} {state.facts[name]}, this cohort {want}; "
+                "delete the folder to train from the start"
+            )
+    stack.flat_NP.copy_(state.tensors["adapters"])
+    optimiser.restore(state.tensors)
+    return state
+
+
+def _result(
+    run: RunData, ledger: Ledger, seconds: float, steps: int, streams: Sequence[Stream], adapter: Adapter
+) -> TrainResult:
+    size = len(run.rows) if run.practice is None else len(run.practice.tasks)
+    places = range(steps * run.train.batch_size if run.practice is None else ledger.prompts_drawn)
+    visited = set(rows_at(run.seed, size, places[: 2 * size]))
+    return TrainResult(
+        condition=run.condition,
+        seed=run.seed,
+        status="done" if ledger.quarantined_at is None else "quarantined",
+        reason=ledger.reason,
+        ledger=ledger,
+        distinct_rows=len(visited),
+        truncated_rows=sum(row.truncated > 0 for row in run.rows),
+        unsupervised_rows=sum(not len(row.target_M) for row in streams),
+        seconds=seconds,
+        adapter=adapter,
+    )

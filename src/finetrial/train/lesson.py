@@ -1,0 +1,188 @@
+"""What a run learns from in one step, and what its rows pull the adapters towards.
+
+Whatever the objective, a step is rows of tokens, and a loss is a function of the log-probabilities that the pass
+gives them. Its slope with respect to each log-probability is a number per token, so one backward pass through the
+model, weighted with these numbers, serves all runs of a pass, each with its own loss.
+
+Shapes: S rows of a pass, M supervised tokens of a pass, m those of one run or row.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetrial.model.distribution import TokenStats
+from finetrial.model.loss import Stream
+from finetrial.train.policy_loss import Rows, policy_loss
+from finetrial.train.rl_config import LossConfig
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """What a policy loss knows of a completion's tokens besides their log-probability under the adapter."""
+
+    advantage_m: np.ndarray
+    sampler_logp_m: np.ndarray
+    """Under the distribution that the completion was drawn from."""
+    old_logp_m: np.ndarray | None
+    """Under the adapter before the step's first update; None where this is the first, whose own it is."""
+    base_logp_m: np.ndarray | None
+    """Under the frozen base."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence of an update."""
+
+    stream: Stream
+    weight: float
+    """Of each supervised token's loss; the denominator is that of the run's whole update."""
+    policy: PolicyTokens | None = None
+    """None: the loss is the negative log-likelihood."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One run's rows of one step."""
+
+    updates: tuple[tuple[Row, ...], ...]
+    """Rows of each optimiser update; an update without rows is left out."""
+    rows: int
+    """Rows or completions that the step stands for."""
+    tokens: int
+    """Tokens of these rows, without padding."""
+    supervised_tokens: int
+    facts: Mapping[str, Any]
+    """For the row of metrics."""
+    logs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """File name -> further lines that tell of the step."""
+    sampling_s: float = 0.0
+    """Seconds of sampling and grading, which the cohort shares."""
+
+
+@dataclass
+class Tally:
+    """Sums over the tokens of a run's update."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    clipped: float = 0.0
+    ratio: float = 0.0
+    drift: float = 0.0
+    """Of ratio - 1 - log ratio, an estimate of KL(old policy || policy)."""
+    base_kl: float = 0.0
+    """Of the configured estimate of the divergence from the base."""
+
+
+@dataclass
+class Report:
+    """A run's updates of one step."""
+
+    tallies: list[Tally] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+    def add(self, tally: Tally, norm: float) -> None:
+        """Enter an update that was made."""
+        self.tallies.append(tally)
+        self.norms.append(norm)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean over the updates; None where there was none."""
+        return sum(tally.loss for tally in self.tallies) / len(self.tallies) if self.tallies else None
+
+    @property
+    def norm(self) -> float | None:
+        """Mean gradient norm, before the clip."""
+        return sum(self.norms) / len(self.norms) if self.norms else None
+
+    def per_token(self, name: str) -> float | None:
+        """Mean over tokens of a tally's sum; None where there was none."""
+        tokens = sum(tally.tokens for tally in self.tallies)
+        return sum(getattr(tally, name) for tally in self.tallies) / tokens if tokens else None
+
+
+def per_token(values_S: Sequence[float], counts_S: Sequence[int], device: torch.device) -> Tensor | None:
+    """A row's temperature at each of its tokens (M,); None where all are 1."""
+    if all(value == 1.0 for value in values_S):
+        return None
+    return torch.tensor(values_S, device=device).repeat_interleave(torch.tensor(counts_S, device=device))
+
+
+def pull(
+    rows: Sequence[Row],
+    adapter_S: Sequence[int],
+    counts_S: Sequence[int],
+    stats: TokenStats,
+    losses: Sequence[LossConfig | None],
+    tallies: Sequence[Tally],
+) -> list[tuple[Tensor, Tensor]]:
+    """Losses of a pass and their weights, as `AdapterStack.backward` takes them; adds to the runs' tallies.
+
+    Args:
+        rows: the pass's rows, ordered by run.
+        adapter_S: run of each row.
+        counts_S: supervised tokens of each row.
+        stats: what the pass gave.
+        losses: per run its policy loss; None for supervised rows.
+        tallies: per run.
+    """
+    weight_M = torch.empty_like(stats.nll_M)
+    bonus_M = None if stats.entropy_M is None else torch.zeros_like(stats.nll_M)
+    start = 0
+    for n, members in itertools.groupby(range(len(rows)), key=adapter_S.__getitem__):
+        mine = list(members)
+        counts = torch.tensor([counts_S[s] for s in mine])
+        end = start + int(counts.sum())
+        weight_S = torch.tensor([rows[s].weight for s in mine], dtype=torch.float64)
+        share_m = weight_S.repeat_interleave(counts).to(weight_M.device)
+        nll_m, tally, config = stats.nll_M[start:end].detach(), tallies[n], losses[n]
+        tally.tokens += end - start
+        if config is None:
+            weight_M[start:end] = share_m
+            tally.loss += float((nll_m.double() * share_m).sum())
+        else:
+            tokens = _policy_rows([rows[s] for s in mine], counts, -nll_m)
+            found = policy_loss(config, -nll_m, tokens, share_m)
+            weight_M[start:end] = -found.slope_M
+            if bonus_M is not None:
+                assert stats.entropy_M is not None
+                bonus_M[start:end] = -config.entropy_coef * share_m
+                tally.loss += float((bonus_M[start:end].double() * stats.entropy_M[start:end].detach()).sum())
+            ratio_m = found.ratio_M.double()
+            tally.loss += float(found.loss_M.double().sum())
+            tally.clipped += float(found.clipped_M.sum())
+            tally.ratio += float(ratio_m.sum())
+            tally.drift += float((ratio_m - 1 - ratio_m.log()).sum())
+            tally.base_kl += 0.0 if found.kl_M is None else float(found.kl_M.double().sum())
+        start = end
+    pairs = [(stats.nll_M, weight_M)]
+    return pairs if bonus_M is None or stats.entropy_M is None else [*pairs, (stats.entropy_M, bonus_M)]
+
+
+def _policy_rows(rows: Sequence[Row], counts: Tensor, logp_m: Tensor) -> Rows:
+    policies = [row.policy for row in rows]
+
+    def joined(name: str) -> Tensor | None:
+        parts = [getattr(policy, name) for policy in policies]
+        if any(part is None for part in parts):
+            return None
+        return torch.from_numpy(np.concatenate(parts)).to(logp_m.device, logp_m.dtype)
+
+    advantage_m, sampler_logp_m = joined("advantage_m"), joined("sampler_logp_m")
+    assert advantage_m is not None
+    assert sampler_logp_m is not None
+    old_logp_m = joined("old_logp_m")
+    return Rows(
+        advantage_M=advantage_m,
+        old_logp_M=logp_m if old_logp_m is None else old_logp_m,
+        sampler_logp_M=sampler_logp_m,
+        ref_logp_M=joined("base_logp_m"),
+        mask_M=torch.ones_like(logp_m, dtype=torch.bool),
+        row_M=torch.arange(len(rows)).repeat_interleave(counts).to(logp_m.device),
+    )

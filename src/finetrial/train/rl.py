@@ -1,0 +1,243 @@
+"""Reinforcement learning: from a step's rollouts to the rows that its updates learn from.
+
+Grades become rewards, rewards become advantages of whole completions, credit spreads them over tokens, and the
+aggregation says what each token weighs. Everything here is a constant of the policy loss (train/policy_loss.py).
+
+Shapes: G completions of a prompt, C completions of a step, T tokens of one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetrial import seeds
+from finetrial.model.distribution import token_stats
+from finetrial.model.loss import collate, supervised_hidden
+from finetrial.model.pieces import token_offsets
+from finetrial.train.advantages import advantages
+from finetrial.train.batch_sizing import fields
+from finetrial.train.batches import layout
+from finetrial.train.credit import Credit, credit, uncertainty
+from finetrial.train.lesson import Lesson, PolicyTokens, Row, per_token
+from finetrial.train.planning import DEFAULT_GRAMS, planning_mask
+from finetrial.train.policy_loss import kl_penalty, token_weights
+from finetrial.train.rl_config import RLConfig
+from finetrial.train.rl_facts import CORRECT, Known, logs, step_facts
+from finetrial.train.rollouts import Engine, Group, Rollout, practice_of, roll_out
+from finetrial.train.runs import Ledger, RunData
+from finetrial.train.sepa import SepaState, observe, sepa_lambda
+from finetrial.train.shaping import overlong_penalty
+
+POOLING = ("gtpo_sepa", "gtpo_sepa_amp", "gtpo_sepa_amp_c", "delight_sepa")
+"""Transforms that the strength of SEPA acts in."""
+
+
+def lessons(
+    engine: Engine, runs: Sequence[RunData], ledgers: Sequence[Ledger], step: int, steps: int, budget: int
+) -> dict[int, Lesson]:
+    """What every practising run learns from in step `step` (0, 1, ...), by its place in the cohort.
+
+    Args:
+        engine: samples and scores.
+        runs: the cohort.
+        ledgers: of the runs; what was drawn and graded is entered.
+        step: which step.
+        steps: how many the runs have.
+        budget: most padded tokens of a scoring pass.
+    """
+    practising = {n: run for n, run in enumerate(runs) if run.practice is not None}
+    if not practising:
+        return {}
+    rollouts = roll_out(engine, practising, ledgers)
+    configs = {n: practice_of(run).rl for n, run in practising.items()}
+    old = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if _needs_old(rl)}, configs, budget, base=False)
+    base = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if rl.loss.kl_coef}, configs, budget, base=True)
+    pace = fields(engine.pace, engine.rows)
+    return {
+        n: _lesson(run, rollouts[n], old.get(n), base.get(n), ledgers[n], step, steps, pace)
+        for n, run in practising.items()
+    }
+
+
+def _needs_old(rl: RLConfig) -> bool:
+    """Whether the adapter's log-probabilities before the step must be known apart from its first update."""
+    return rl.epochs * rl.mini_batches > 1 or bool(rl.loss.kl_coef and rl.loss.kl_in == "reward")
+
+
+def _logp(
+    engine: Engine, rollouts: Mapping[int, Rollout], configs: Mapping[int, RLConfig], budget: int, base: bool
+) -> dict[int, list[np.ndarray]]:
+    """log-probability of every token of the learnt completions under the adapters as they are, or under the base,
+    at each run's sampling temperature: one array (T,) per completion, group after group."""
+    streams = {
+        n: [group.stream(done) for group in rollout.learnt for done in group.completions]
+        for n, rollout in rollouts.items()
+    }
+    found = {n: [np.empty(0)] * len(mine) for n, mine in streams.items()}
+    order = list(streams)
+    device = engine.head.weight_VH.device
+    for places in layout([[row.tokens for row in streams[n]] for n in order], budget, device.type):
+        batch = collate([streams[order[at.run]][at.place] for at in places], device)
+        warm_M = per_token([configs[order[at.run]].sampling.temperature for at in places], batch.counts_S, device)
+        with engine.stack.rows([None if base else order[at.run] for at in places]), torch.no_grad():
+            stats = token_stats(
+                supervised_hidden(engine.model, batch), batch.target_M, engine.head, temperature_M=warm_M
+            )
+        parts = np.split(-stats.nll_M.double().cpu().numpy(), np.cumsum(batch.counts_S)[:-1])
+        for at, logp_T in zip(places, parts, strict=True):
+            found[order[at.run]][at.place] = logp_T
+    return found
+
+
+def _lesson(
+    run: RunData,
+    rollout: Rollout,
+    old: list[np.ndarray] | None,
+    base: list[np.ndarray] | None,
+    ledger: Ledger,
+    step: int,
+    steps: int,
+    pace: Mapping[str, Any],
+) -> Lesson:
+    """A run's rows and what there is to tell of its step; enters grades and the pooling's state into the ledger."""
+    rl = practice_of(run).rl
+    tokens = _known_tokens(run, rollout.learnt, old, base)
+    rewards = [_rewards(run, group, mine) for group, mine in zip(rollout.learnt, tokens, strict=True)]
+    lengths = [np.array([len(done.ids_T) for done in group.completions]) for group in rollout.learnt]
+    advantage = advantages(rl, rewards, lengths, [_strategies(group) for group in rollout.learnt])
+    state = SepaState(**ledger.sepa) if ledger.sepa else SepaState()
+    strength = sepa_lambda(rl.sepa, state, step + 1, steps) if rl.transform_mode in POOLING else 0.0
+    credits = [
+        credit(rl, advantage_G, reward_G, [t.uncertainty_T for t in mine], [t.planning_T for t in mine], strength)
+        for advantage_G, reward_G, mine in zip(advantage, rewards, tokens, strict=True)
+    ]
+    facts = step_facts(rl, rollout, rewards, tokens, credits)
+    correct_rate, variance = facts["correct_rate"], facts.get("exec_surprisal_var")
+    ledger.sepa = asdict(observe(rl.sepa, state, correct_rate, variance))
+    graded_G = np.concatenate([group.accuracy_G for group in rollout.groups])
+    ledger.graded += int(np.isfinite(graded_G).sum())
+    ledger.correct += int((graded_G > CORRECT).sum())
+    ledger.missing_grades += int(np.isnan(graded_G).sum())
+    facts = {
+        "advantage_mode": rl.advantage_mode,
+        "transform_mode": rl.transform_mode,
+        "uncertainty_kind": rl.uncertainty_kind,
+        **facts,
+        "running_correct_rate": ledger.correct / ledger.graded if ledger.graded else None,
+        "sepa_lambda": strength,
+        "sepa_gate_open": state.gate_open,
+        "batch_size": run.train.batch_size,
+        "group_size": rl.group_size,
+        **pace,
+    }
+    rows = _rows(rl, rollout.learnt, tokens, rewards, credits)
+    who = {"condition": run.condition, "seed": run.seed}
+    return Lesson(
+        updates=_updates(rl, rows, run.seed, step),
+        rows=sum(len(group.completions) for group in rollout.learnt),
+        tokens=sum(len(group.prompt_T) + int(t.sum()) for group, t in zip(rollout.learnt, lengths, strict=True)),
+        supervised_tokens=sum(int(t.sum()) for t in lengths),
+        facts=facts,
+        logs=logs({"step": step + 1, **who}, rl, rollout, rewards, tokens, credits, facts),
+        sampling_s=rollout.seconds,
+    )
+
+
+def _known_tokens(
+    run: RunData, groups: Sequence[Group], old: list[np.ndarray] | None, base: list[np.ndarray] | None
+) -> list[list[Known]]:
+    practice, rl = practice_of(run), practice_of(run).rl
+    grams = rl.planning.grams or DEFAULT_GRAMS
+    place, known = 0, []
+    for group in groups:
+        mine = []
+        for done in group.completions:
+            text, offsets_T2 = token_offsets(done.ids_T, practice.tokenizer)
+            mine.append(
+                Known(
+                    uncertainty(rl.uncertainty_kind, done.raw_logp_T, done.entropy_T),
+                    planning_mask(text, offsets_T2, grams),
+                    old[place] if old is not None else None,
+                    base[place] if base is not None else None,
+                )
+            )
+            place += 1
+        known.append(mine)
+    return known
+
+
+def _rewards(run: RunData, group: Group, tokens: Sequence[Known]) -> np.ndarray:
+    """float64 rewards (G,): the grade (or the control's coin), plus penalties; NaN where there is no grade."""
+    rl = practice_of(run).rl
+    reward_G = group.accuracy_G
+    if rl.reward == "random":
+        coin_G = seeds.stream(run.seed, "random reward", group.task.id, group.place).integers(0, 2, len(reward_G))
+        reward_G = np.where(np.isnan(reward_G), np.nan, coin_G)
+    if rl.overlong.cache is not None:
+        length_G = np.array([len(done.ids_T) for done in group.completions])
+        reward_G = reward_G + overlong_penalty(length_G, rl.sampling.max_tokens, rl.overlong.cache)
+    if rl.loss.kl_coef and rl.loss.kl_in == "reward":
+        spent_G = []
+        for t in tokens:
+            assert t.old_logp_T is not None
+            assert t.base_logp_T is not None
+            logp_T, base_T = torch.from_numpy(t.old_logp_T), torch.from_numpy(t.base_logp_T)
+            spent_G.append(float(kl_penalty("k1", logp_T, base_T).sum()))
+        reward_G = reward_G - rl.loss.kl_coef * np.array(spent_G)
+    return reward_G
+
+
+def _strategies(group: Group) -> np.ndarray:
+    """Cluster (G,) of each completion: the same words around other numbers are the same strategy."""
+    shapes = [re.sub(r"\d+", "#", " ".join(done.text.split())) for done in group.completions]
+    return np.array([shapes.index(shape) for shape in shapes])
+
+
+def _rows(
+    rl: RLConfig,
+    groups: Sequence[Group],
+    tokens: Sequence[Sequence[Known]],
+    rewards: Sequence[np.ndarray],
+    credits: Sequence[Credit],
+) -> list[Row]:
+    """Every completion that takes part. One without a grade does not, nor one cut short where those are masked."""
+    rows = []
+    for group, mine, reward_G, credit_ in zip(groups, tokens, rewards, credits, strict=True):
+        for done, t, advantage_T, reward in zip(group.completions, mine, credit_.advantage, reward_G, strict=True):
+            if np.isnan(reward) or (rl.overlong.mask_truncated and not done.finished):
+                continue
+            base_T = t.base_logp_T if rl.loss.kl_in == "loss" else None
+            policy = PolicyTokens(advantage_T, done.logp_T, t.old_logp_T, base_T)
+            rows.append(Row(group.stream(done), 0.0, policy))
+    return rows
+
+
+def _updates(rl: RLConfig, rows: Sequence[Row], seed: int, step: int) -> tuple[tuple[Row, ...], ...]:
+    """Rows of each update, weighted by the aggregation over all rows that take part in it.
+
+    A row that pulls at nothing (no advantage, no divergence, no entropy) counts in the denominators, but no pass is
+    made for it. The first update's old policy is its own, so its ratios are exactly 1.
+    """
+    always = bool(rl.loss.entropy_coef) or bool(rl.loss.kl_coef and rl.loss.kl_in == "loss")
+    updates = []
+    for epoch in range(rl.epochs):
+        order = np.arange(len(rows))
+        if rl.mini_batches > 1:
+            order = seeds.stream(seed, "mini-batches", step, epoch).permutation(len(rows))
+        for part in np.array_split(order, rl.mini_batches):
+            chosen = [rows[place] for place in part]
+            lengths_S = [len(row.stream.target_M) for row in chosen]
+            share_S = token_weights(
+                rl.loss.aggregation, lengths_S, rl.sampling.max_tokens, len(chosen), sum(lengths_S)
+            ).tolist()
+            weighted = [
+                replace(row, weight=share, policy=row.policy if updates else replace(row.policy, old_logp_m=None))
+                for row, share in zip(chosen, share_S, strict=True)
+                if row.policy is not None and (always or row.policy.advantage_m.any())
+            ]
+            updates.append(tuple(weighted))
+    return tuple(updates) if any(updates) else ()
