@@ -1,4 +1,4 @@
-"""Single tools: score, select, eval, doctor."""
+"""Single tools: score, select, eval, squeeze, doctor."""
 
 import importlib.util
 import json
@@ -116,6 +116,65 @@ def evaluate(
     ]
     console.print(table(f"Perplexity on {suite}", columns, rows, (1, 2, 3, 4, 5, 6)))
     say("one number per model over these items: a description of these checkpoints, not a verdict on recipes")
+
+
+@app.command()
+def squeeze(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="folder in PEFT's format, or of a run")],
+    min_variance_retention: Annotated[
+        float, typer.Option("--min-variance-retention", help="share of each layer's change that must be kept")
+    ] = 0.95,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="default: the recommended one")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write the squeezed adapter to this new folder")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which rank an adapter needs, and write it at that rank with --output (LoRA-Squeeze)."""
+    from finetrial.model import squeeze as lora
+    from finetrial.model.peft_format import load_peft
+
+    source = _adapter_folder(adapter)
+    if output is not None and output.exists():
+        raise UserError(f"--output {output} exists; name another folder")
+    report = lora.analyse(load_peft(source))
+    advice = lora.recommend(report, min_variance_retention)
+    chosen = report.at(advice.rank if rank is None else rank)
+    if output is not None:
+        lora.squeeze_folder(source, chosen["rank"], output)
+    if as_json:
+        written = None if output is None else str(output)
+        emit_json({**advice.facts(), **report.facts(), "chosen": chosen, "output": written})
+        return
+    named = {advice.rank, advice.mean_rank, chosen["rank"], report.rank}
+    shown = sorted(named | {2**power for power in range(report.rank.bit_length())})
+    rows = [
+        [at["rank"], *(f"{at[key]:.2%}" for key in ("mean", "min", "total")), at["worst_layer"]]
+        for at in map(report.at, shown)
+    ]
+    columns = ["rank", "mean of layers", "worst layer", "all energy", "which is worst"]
+    console.print(table(f"What each rank keeps of {source}, rank {report.rank}", columns, rows, (0, 1, 2, 3)))
+    if report.zero_layers:
+        say(f"{len(report.zero_layers)} of {len(report.layers)} layers change nothing and count as kept")
+    largest = int(report.share_L.argmax())
+    say(f"largest share of the energy: {report.share_L[largest]:.1%} in {report.layers[largest]}")
+    say(
+        f"recommended rank: {advice.rank}, the smallest at which every layer keeps {min_variance_retention:.4g} of its "
+        f"energy; by the mean over layers alone: {advice.mean_rank}, where the worst layer keeps "
+        f"{advice.min_at_mean_rank:.2%}"
+    )
+    say(lora.NOTE)
+    if output is not None:
+        say(f"rank {chosen['rank']} written to {output}")
+
+
+def _adapter_folder(path: Path) -> Path:
+    """The folder in PEFT's format that `path` is, or that the run at `path` holds."""
+    if not path.is_dir():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such folder{nearest(path.name, siblings)}; expected an adapter or a run")
+    inside = path / "adapter"
+    return inside if inside.is_dir() else path
 
 
 EXTRAS = {
