@@ -161,4 +161,23 @@ class RLConfig(Config):
             raise ValueError("advantage.set_size must be below group_size")
         if self.advantage_mode in ("passk_training", "pkpo") and self.advantage.k > self.group_size:
             raise ValueError("advantage.k must be at most group_size")
+        if self.advantage_mode == "pkpo" and self.advantage.pkpo == "loo" and self.advantage.k == self.group_size:
+            raise ValueError("advantage.k must be below group_size for advantage.pkpo = 'loo'")
+        if self.advantage_mode == "pkpo" and self.advantage.pkpo == "loo_minus_one" and self.advantage.k < 2:
+            raise ValueError("advantage.k must be at least 2 for advantage.pkpo = 'loo_minus_one'")
+        if self.overlong.cache is not None and self.overlong.cache > self.sampling.max_tokens:
+            raise ValueError("overlong.cache must be at most sampling.max_tokens")
+        shaped = self.overlong.cache is not None or (self.loss.kl_in == "reward" and self.loss.kl_coef > 0)
+        if shaped and self.advantage_mode in ("maxrl", "passk_training", "pkpo"):
+            raise ValueError(
+                f"advantage_mode '{self.advantage_mode}' needs rewards in [0, 1]; "
+                "overlong.cache and loss.kl_in = 'reward' take from them"
+            )
+        if self.transform_mode == "gtpo_published" and shaped:
+            raise ValueError(
+                "transform_mode 'gtpo_published' needs plain grades; "
+                "overlong.cache and loss.kl_in = 'reward' change them"
+            )
+        if self.transform_mode == "gtpo_published" and self.uncertainty_kind != "entropy":
+            raise ValueError("transform_mode 'gtpo_published' needs uncertainty_kind = 'entropy'")
         return self
