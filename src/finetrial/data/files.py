@@ -1,5 +1,6 @@
-"""Files of rows: JSON Lines, JSON, SWE-agent `.traj` (JSON) and Parquet, with the place of every row."""
+"""Files of rows: JSON Lines, JSON, SWE-agent `.traj` (JSON), CSV and Parquet, with the place of every row."""
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,9 +44,7 @@ def open_rows(path: Path) -> Iterator[RawRow]:
         UserError: unknown suffix, no JSON (with line, column and an excerpt), no Parquet.
     """
     if path.suffix not in READERS:
-        raise UserError(
-            f"{path}: unknown suffix{nearest(path.suffix, SUFFIXES)}; expected one of {', '.join(SUFFIXES)}"
-        )
+        raise UserError(f"{path}: unknown suffix{nearest(path.suffix, READERS)}; expected one of {', '.join(READERS)}")
     return READERS[path.suffix](path)
 
 
@@ -80,6 +79,26 @@ def _json(path: Path) -> Iterator[RawRow]:
         yield RawRow(f"{path}[{index}]", row, None)
 
 
+def _csv(path: Path) -> Iterator[RawRow]:
+    """Rows under a line of column names; an empty field is missing (None)."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            names = next(reader, [])
+            for fields in reader:
+                place = f"{path}:{reader.line_num}"
+                if not fields:
+                    continue
+                if len(fields) != len(names):
+                    yield RawRow(place, None, f"{len(fields)} fields under {len(names)} column names")
+                    continue
+                yield RawRow(place, {name: field or None for name, field in zip(names, fields, strict=True)}, None)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: byte {error.start} is not UTF-8 ({error.reason})") from error
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: no CSV: {error}") from error
+
+
 def _parquet(path: Path) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path) as file:
@@ -108,5 +127,7 @@ READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".json": _json,
     ".traj": _json,
     ".parquet": _parquet,
+    ".csv": _csv,
 }
-SUFFIXES = tuple(READERS)
+SUFFIXES = tuple(suffix for suffix in READERS if suffix != ".csv")
+"""What a folder is searched for; a CSV is read where it is named, for beside a pool it is more often a summary."""

@@ -111,7 +111,7 @@ def _convert(
     examples: list[Example] = []
     files: list[dict[str, Any]] = []
     formats: Counter[str] = Counter()
-    for file in [_hub(source, limit)] if source.startswith("hf:") else _files(source):
+    for file in open_source(source, limit):
         known = rows = 0
         unknown: tuple[str, str] | None = None
         for row in file.rows:
@@ -142,6 +142,15 @@ def _convert(
         files.append({"file": file.name, "sha256": file.sha256, "rows": rows})
     facts |= {"files": files, "formats": dict(sorted(formats.items()))}
     return examples
+
+
+def open_source(source: str, limit: int | None = None) -> Iterator[FileFacts]:
+    """The files of a source, or the hub data set that it names, with their rows as they stand there.
+
+    Raises:
+        UserError: no such source.
+    """
+    return iter([_hub(source, limit)]) if source.startswith("hf:") else _files(source)
 
 
 def _files(source: str) -> Iterator[FileFacts]:

@@ -1,9 +1,22 @@
 """Tasks: prompts whose completions can be graded."""
 
+import dataclasses
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 from pydantic import Field
 
+from finetrial.data.environments import gym_tasks
+from finetrial.data.read import open_source, read
+from finetrial.data.task_rows import Question, question_of
+from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
-from finetrial.records import Config
+from finetrial.identity import digest
+from finetrial.records import Config, Message, Task
+from finetrial.seeds import derive
 
 
 class TaskConfig(Config):
@@ -11,10 +24,219 @@ class TaskConfig(Config):
 
     source: str = Field(
         default="world:arithmetic?count=4000&seed=1",
-        description="`world:NAME?count=N&seed=S`, `gym:NAME?count=N&seed=S` (reasoning-gym), `env:NAME` (verifiers), "
-        "`hf:NAME[:config][@split]`, or JSON lines with question and answer",
+        description="`world:NAME?count=N&seed=S`, `gym:NAME?count=N&seed=S&key=value` (reasoning-gym), "
+        "`hf:NAME[:config][@split]`, or a file, folder or glob of JSON lines, JSON, CSV or Parquet with question and "
+        "answer",
     )
     limit: int | None = Field(default=None, ge=1, description="read at most this many tasks")
     instruction: str = Field(default="", description="appended to each question, on a line of its own")
     system: str = Field(default="", description="system message before each question; empty for none")
     grader: GraderConfig = GraderConfig()
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The tasks of a source."""
+
+    tasks: tuple[Task, ...]
+    content_key: str
+    """SHA-256 of ids, groups, prompts, references and meta: independent of paths and of the order of rows."""
+    grader: str
+    """The kind of grader that `auto` stands for."""
+    facts: dict[str, Any]
+    """In JSON types: source, files (name, SHA-256, rows), rows, kept, dropped (reason -> rows), groups, styles (how
+    references were found -> rows), and what was changed: renamed_ids, merged_groups; conflicting_references counts
+    questions that occur with different references."""
+
+
+GRADERS = {"plain": "exact", "number": "numeric", "####": "numeric", "boxed": "math", "choice": "choice",
+           "environment": "environment"}  # fmt: skip
+"""How a reference was found -> the grader that suits it."""
+
+
+def read_tasks(config: TaskConfig, place: str = "tasks") -> TaskSet:
+    """Read the tasks of a source.
+
+    Rows that repeat question and reference are dropped but for the first id; ids that repeat are numbered. Tasks of
+    different groups that ask the same question (by its normalised spelling) become one group, and a row without a
+    group has its question for one.
+
+    Args:
+        config: source and wording.
+        place: the table of the campaign that errors name.
+
+    Raises:
+        UserError: no such source, no known columns (with the nearest names), an empty question or reference (with
+            row and line), rows that mark their answers beside rows that do not, or nothing read.
+    """
+    facts: dict[str, Any] = {"source": config.source, "files": []}
+    questions = list(itertools.islice(_questions(config.source, config.limit, facts, place), config.limit))
+    if not questions:
+        raise UserError(f"[{place}] {config.source}: no task (the source is empty)")
+    styles = Counter(question.style for question in questions)
+    if len(styles) > 1:
+        common = styles.most_common(1)[0][0]
+        odd = next(question for question in questions if question.style != common)
+        raise UserError(
+            f"[{place}] {odd.place}: the reference is {_described(odd.style)}, but of {len(questions)} rows "
+            f"{styles[common]} have one that is {_described(common)}; expected one kind"
+        )
+    distinct, dropped = _distinct(questions)
+    named, renamed = _unique_ids(distinct)
+    tasks = [_task(question, config) for question in named]
+    tasks, merged = _merge_groups(tasks, [question.key for question in named])
+    facts |= {
+        "rows": len(questions),
+        "kept": len(tasks),
+        "dropped": {"question and reference of another row": dropped} if dropped else {},
+        "groups": len({task.group for task in tasks}),
+        "styles": dict(styles),
+        "renamed_ids": renamed,
+        "merged_groups": merged,
+        "conflicting_references": len(named) - len({question.key for question in named}),
+    }
+    content = digest(sorted([task.id, task.group, task.content_hash, digest(dict(task.meta))] for task in tasks))
+    return TaskSet(tuple(tasks), content, GRADERS[next(iter(styles))], facts)
+
+
+def split_tasks(tasks: TaskSet, held_out: int, seed: int) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """Divide tasks into practice and held out, whole groups at a time.
+
+    Groups are ranked by a hash of seed and name; the first ones are held out until they have `held_out` tasks or
+    more (the last group comes whole). The rank of a group depends on nothing else, so neither the order of rows nor
+    other rows change it.
+
+    Returns:
+        practice, held out; each in the order of `tasks`.
+
+    Raises:
+        UserError: nothing would be left to practise on.
+    """
+    sizes = Counter(task.group for task in tasks.tasks)
+    ranked = sorted(sizes, key=lambda group: (derive(seed, "tasks/held_out", group), group))
+    chosen: set[str] = set()
+    count = 0
+    for group in ranked:
+        if count >= held_out:
+            break
+        chosen.add(group)
+        count += sizes[group]
+    if count < held_out or len(chosen) == len(ranked):
+        raise UserError(
+            f"{tasks.facts['source']}: cannot hold out {held_out} of {len(tasks.tasks)} tasks in {len(ranked)} groups "
+            "and keep one group to practise on; hold out fewer, or read more"
+        )
+    practice = tuple(task for task in tasks.tasks if task.group not in chosen)
+    return practice, tuple(task for task in tasks.tasks if task.group in chosen)
+
+
+def _questions(source: str, limit: int | None, facts: dict[str, Any], place: str) -> Iterator[Question]:
+    scheme = source.partition(":")[0]
+    if scheme == "world":
+        yield from _world(source, limit, place)
+    elif scheme == "gym":
+        yield from gym_tasks(source, limit, place)
+    elif scheme == "env":
+        raise UserError(f"[{place}] {source}: environments of verifiers are not read; expected gym:NAME, or a file")
+    else:
+        for file in open_source(source, limit):
+            told: dict[str, Any] = {"file": file.name, "sha256": file.sha256, "rows": 0}
+            facts["files"].append(told)
+            for row in file.rows:
+                told["rows"] += 1
+                if row.error is not None:
+                    raise UserError(f"[{place}] {row.place}: {row.error}")
+                yield question_of(row.value, f"[{place}] {row.place}")
+
+
+def _world(source: str, limit: int | None, place: str) -> Iterator[Question]:
+    """Questions of a world whose rows carry an answer; the worked solution is the gold completion."""
+    for example in read(source, limit=limit).examples:
+        if "answer" not in example.meta:
+            raise UserError(f"[{place}] {source}: rows of this world have no answer; expected world:arithmetic")
+        answer = example.meta["answer"]
+        turns = [message["role"] for message in example.messages]
+        yield Question(
+            place=f"{source} {example.id}",
+            id=example.id,
+            group=example.group,
+            messages=tuple(example.messages[: turns.index("assistant")]),
+            reference=str(answer),
+            gold=example.messages[-1]["content"],
+            meta=dict(example.meta),
+            style="plain" if isinstance(answer, str) else "number",
+        )
+
+
+def _distinct(questions: list[Question]) -> tuple[list[Question], int]:
+    """Of rows with the same prompt and reference, the one whose id sorts first, in the order of the source."""
+    best: dict[str, Question] = {}
+    for question in questions:
+        key = digest([list(question.messages), question.reference])
+        if key not in best or (question.id or "") < (best[key].id or ""):
+            best[key] = question
+    kept = set(map(id, best.values()))
+    return [question for question in questions if id(question) in kept], len(questions) - len(best)
+
+
+def _unique_ids(questions: list[Question]) -> tuple[list[Question], int]:
+    """A row without an id is named by its content; repeated ids are numbered in the order of their content."""
+    contents = [digest([list(question.messages), question.reference]) for question in questions]
+    names = [q.id or f"task-{content[:16]}" for q, content in zip(questions, contents, strict=True)]
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    taken, renamed = set(places), 0
+    for name in sorted(name for name, at in places.items() if len(at) > 1):
+        for place in sorted(places[name], key=lambda place: contents[place])[1:]:
+            names[place] = next(f"{name}#{k}" for k in itertools.count(2) if f"{name}#{k}" not in taken)
+            taken.add(names[place])
+            renamed += 1
+    return [dataclasses.replace(q, id=name) for q, name in zip(questions, names, strict=True)], renamed
+
+
+def _merge_groups(tasks: list[Task], questions: list[str]) -> tuple[list[Task], int]:
+    """Groups that share a question become one, under the name that sorts first."""
+    parent: dict[str, str] = {task.group: task.group for task in tasks}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    first: dict[str, str] = {}
+    for task, question in zip(tasks, questions, strict=True):
+        low, high = sorted((root(task.group), root(first.setdefault(question, task.group))))
+        parent[high] = low
+    merged = [dataclasses.replace(task, group=root(task.group)) for task in tasks]
+    return merged, len(parent) - len({task.group for task in merged})
+
+
+def _task(question: Question, config: TaskConfig) -> Task:
+    *before, last = question.messages
+    if config.instruction:
+        last = {**last, "content": f"{last['content']}\n{config.instruction}"}
+    messages: list[Message] = [*before, last]
+    if config.system:
+        if messages[0]["role"] == "system":
+            raise UserError(f"{question.place}: the prompt has a system message of its own; leave `system` empty")
+        messages.insert(0, {"role": "system", "content": config.system})
+    return Task(
+        id=question.id or "",
+        group=question.group or f"question-{digest(question.key)[:16]}",
+        messages=tuple(messages),
+        reference=question.reference,
+        gold=question.gold,
+        meta=question.meta,
+    )
+
+
+def _described(style: str) -> str:
+    return {
+        "plain": "taken as it is",
+        "number": "a number",
+        "####": "marked by ####",
+        "boxed": "marked by \\boxed",
+        "choice": "one of several choices",
+        "environment": "an environment's",
+    }[style]

@@ -2,24 +2,41 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetrial.records import Config
+
+Kind = Literal["auto", "exact", "numeric", "math", "choice", "function", "environment"]
 
 
 class GraderConfig(Config):
     """How a completion is graded against a task's reference."""
 
-    kind: Literal["auto", "exact", "numeric", "math", "choice", "function", "environment"] = Field(
-        default="auto", description="auto: what the source of the tasks brings, else exact"
-    )
+    kind: Kind = Field(default="auto", description="auto: what the source of the tasks brings, else exact")
     answer: str | None = Field(
         default=None,
-        description="regular expression whose last match's first group is the answer; default: `Answer:`, `####`, "
-        "\\boxed, else the whole text",
+        description="regular expression whose last match's first group is the answer; default: the last of "
+        "`Answer:`, `####`, \\boxed and <answer> in the text, else the whole text",
+    )
+    relaxed: bool = Field(
+        default=False,
+        description="`choice`: an option's text and `B) text` count beside its letter; `numeric`: where the answer is "
+        "no number, the last number of the text counts",
     )
     tolerance: float = Field(default=1e-6, ge=0, description="relative tolerance of `numeric`")
     function: str | None = Field(default=None, description="path/to/file.py:name for kind `function`")
-    timeout_s: float = Field(default=5.0, gt=0, description="seconds of one call of a user's function or of `math`")
-    memory_mb: int = Field(default=1024, ge=64, description="memory of the worker that runs a user's function")
+    timeout_s: float = Field(
+        default=5.0, gt=0, description="seconds of one call of a user's function, of an environment or of `math`"
+    )
+    memory_mb: int = Field(default=1024, ge=64, description="memory of the worker that runs what may misbehave")
     workers: int = Field(default=1, ge=1, description="worker processes; execution only")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GraderConfig":
+        if self.kind == "function" and self.function is None:
+            raise ValueError("kind is function, but no function is named; expected function = 'path/to/file.py:name'")
+        if self.function is not None and self.kind != "function":
+            raise ValueError(f"a function is named, but kind is {self.kind}; expected kind = 'function'")
+        if self.kind == "function" and self.answer is not None:
+            raise ValueError("a function is given the whole completion; `answer` has no effect on it")
+        return self

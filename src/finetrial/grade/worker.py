@@ -1,0 +1,151 @@
+"""The process that runs what may hang, crash, eat memory or print: `python -P -m finetrial.grade.worker`.
+
+It speaks JSON lines over the pipes it is started with: first a setup (kind, memory_mb, limit_s and what the kind
+needs), answered by `{"ready": true}` or `{"error": ...}`; then one request per line, each answered by
+`{"value": number or null, "reason": text}`. Whatever graded code prints goes to standard error. This bounds
+accidents; it is no sandbox against malice.
+"""
+
+import faulthandler
+import importlib.util
+import json
+import math
+import numbers
+import os
+import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+Request = dict[str, Any]
+Score = Callable[[Request], Any]
+
+REASON = 300
+"""Characters of a reason."""
+
+
+def main() -> None:
+    """Serve until the pipe closes."""
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    setup = json.loads(requests.readline())
+    _limit_memory(setup["memory_mb"])
+    try:
+        score = KINDS[setup["kind"]](setup)
+    except BaseException as error:  # noqa: BLE001  # a user's file may raise anything; the parent raises it again
+        reply({"error": _told(error)})
+        return
+    reply({"ready": True})
+    for line in requests:
+        # Ends this process also when the parent, which keeps the time limit, is no more.
+        faulthandler.dump_traceback_later(setup["limit_s"], exit=True, file=nothing)
+        try:
+            answer = as_grade(score(json.loads(line)))
+        except BaseException as error:  # noqa: BLE001  # whatever it raises is the reason why there is no grade
+            answer = {"value": None, "reason": f"raised {_told(error)}"}
+        faulthandler.cancel_dump_traceback_later()
+        reply(answer)
+
+
+def as_grade(result: Any) -> dict[str, Any]:
+    """What a function returned, as a grade: numbers and truth values in [0, 1]; all else is missing with a reason."""
+    if hasattr(result, "item") and callable(result.item):
+        result = result.item()  # a scalar of numpy or torch
+    if result is None:
+        return {"value": None, "reason": "returned None"}
+    if not isinstance(result, numbers.Real):
+        return {"value": None, "reason": f"returned a {type(result).__name__}, not a number"}
+    value = float(result)
+    if math.isnan(value) or not 0 <= value <= 1:
+        return {"value": None, "reason": f"returned {value}, which is outside [0, 1]"}
+    return {"value": value, "reason": ""}
+
+
+def _limit_memory(megabytes: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def _told(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"[:REASON]
+
+
+def _function(setup: Request) -> Score:
+    """A user's `completion, reference, task_meta -> float | bool | None` from a file, beside which it may import."""
+    path = Path(setup["path"])
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, setup["name"])
+    return lambda request: function(request["completion"], request["reference"], request["meta"])
+
+
+def _mathematics(setup: Request) -> Score:
+    """Equality by math-verify. Its own time limits use signals; the parent's limit stands in for them."""
+    import logging
+
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    understood = partial(parse, parsing_timeout=0)
+
+    @lru_cache(maxsize=1024)
+    def gold(reference: str) -> Any:
+        return understood(f"${reference}$", [LatexExtractionConfig(), ExprExtractionConfig()])
+
+    def score(request: Request) -> bool:
+        answer = request["answer"]
+        given = understood(f"${answer}$" if request["marked"] else answer)
+        return bool(verify(gold(request["reference"]), given, timeout_seconds=0))
+
+    score({"reference": "1", "answer": "1", "marked": True})  # what is imported late is imported now
+    return score
+
+
+def _environment(setup: Request) -> Score:
+    """The scorer of a reasoning-gym data set, on an entry that is generated again from its seed and index."""
+    import reasoning_gym  # pyright: ignore[reportMissingImports]  # of the extra `gym`
+
+    @lru_cache(maxsize=32)
+    def dataset(name: str, arguments: str) -> Any:
+        return reasoning_gym.create_dataset(name, **json.loads(arguments))
+
+    @lru_cache(maxsize=4096)
+    def entry(name: str, arguments: str, index: int) -> Any:
+        return dataset(name, arguments)[index]
+
+    def score(request: Request) -> Any:
+        name, arguments = request["name"], json.dumps(request["arguments"], sort_keys=True)
+        found = entry(name, arguments, request["index"])
+        if found["answer"] != request["reference"]:
+            raise ValueError(f"{name} generates another entry {request['index']} than it did when the tasks were read")
+        return dataset(name, arguments).score_answer(request["answer"], found)
+
+    return score
+
+
+KINDS: dict[str, Callable[[Request], Score]] = {
+    "function": _function,
+    "math": _mathematics,
+    "environment": _environment,
+}
+
+if __name__ == "__main__":
+    main()
