@@ -6,14 +6,30 @@ model was trained, or to `campaign`.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from finetrial.data.worlds import arithmetic, shell
+from finetrial.data.worlds import arithmetic, physics, physics_mixed, replies, shell
 from finetrial.data.worlds.dice import Split
 from finetrial.records import Example
 
 WORLDS: dict[str, Callable[[int, int, Split], Iterator[Example]]] = {
     "shell": shell.generate,
     "arithmetic": arithmetic.generate,
+    "replies": replies.generate,
+    "physics": physics.generate,
+    "physics_choice": partial(physics.generate, kinds=("choice",)),
+    "physics_numeric": partial(physics.generate, kinds=("numeric",)),
+    "physics_explanation": partial(physics.generate, kinds=("explanation",)),
+    "physics_mixed": physics_mixed.generate,
 }
 
-VERSIONS: dict[str, int] = {"shell": shell.VERSION, "arithmetic": arithmetic.VERSION}
+VERSIONS: dict[str, int] = {
+    "shell": shell.VERSION,
+    "arithmetic": arithmetic.VERSION,
+    "replies": replies.VERSION,
+    "physics": physics.VERSION,
+    "physics_choice": physics.VERSION,
+    "physics_numeric": physics.VERSION,
+    "physics_explanation": physics.VERSION,
+    "physics_mixed": physics_mixed.VERSION,
+}
