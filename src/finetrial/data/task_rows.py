@@ -106,7 +106,8 @@ def _column(columns: Mapping[str, Any], names: Sequence[str], place: str, what: 
     for name in names:
         if name.casefold() in columns:
             return columns[name.casefold()]
-    near = next((hint for column in columns if (hint := nearest(column, names))), "")
+    strange = [column for column in columns if column not in {*QUESTION_KEYS, *map(str.casefold, ANSWER_KEYS)}]
+    near = next((hint for column in strange if (hint := nearest(column, names))), "")
     found = ", ".join(map(str, columns.values())) or "(none)"
     raise UserError(f"{place}: no {what} among the columns {found}; expected one of {', '.join(names)}{near}")
 
@@ -116,7 +117,8 @@ def _messages(value: Any, place: str, column: str) -> tuple[Message, ...]:
         return ({"role": "user", "content": value},)
     if isinstance(value, list) and value:
         try:
-            messages = normalise_messages(value)
+            # A conversation has an assistant's turn; the one to come stands in for it.
+            messages = normalise_messages([*value, {"role": "assistant", "content": "?"}])[:-1]
         except Malformed as error:
             raise UserError(f"{place}: {column}: {error}") from error
         if messages[-1]["role"] != "user":

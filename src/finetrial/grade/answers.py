@@ -1,19 +1,24 @@
 """Where a completion gives its answer."""
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from finetrial.errors import UserError
 
-MARKER = re.compile(
-    r"(?P<colon>\banswer\b(?:[ \t]+is)?[ \t]*(?:\*\*|__)?[ \t]*[:：][ \t]*(?:\*\*|__)?[ \t]*\n?)"
-    r"|(?P<hashes>(?<!\#)\#{4}(?!\#))"
-    r"|(?P<boxed>\\(?:boxed|fbox)\b[ \t]*)"
-    r"|(?P<tag><answer>)",
-    re.IGNORECASE,
-)
-"""`Answer: X` (also `The answer is: X`, `**Answer:** X`), `#### X`, `\\boxed{X}` and `<answer>X</answer>`."""
+MARKERS = {
+    "answer": re.compile(
+        r"\banswer\b(?:[ \t]+is)?[ \t]*(?:\*\*|__)?[ \t]*[:：][ \t]*(?:\*\*|__)?[ \t]*\n?", re.IGNORECASE
+    ),
+    "####": re.compile(r"(?<!\#)\#{4}(?!\#)"),
+    "\\boxed": re.compile(r"\\boxed\b[ \t]*"),
+    "\\fbox": re.compile(r"\\fbox\b[ \t]*"),
+    "<answer>": re.compile(r"<answer>", re.IGNORECASE),
+}
+"""`Answer: X` (also `The answer is: X`, `**Answer:** X`), `#### X`, `\\boxed{X}` and `<answer>X</answer>`, each under
+the text it is looked for by."""
 
+LOWER = str.maketrans({chr(code): chr(code + 32) for code in range(ord("A"), ord("Z") + 1)})
 THINKING = ("<think>", "</think>")
 
 
@@ -35,26 +40,18 @@ def find_answer(text: str, pattern: str | None = None) -> str | None:
         return None
     if pattern is not None:
         return _by_pattern(text, pattern)
-    for marker in reversed(list(MARKER.finditer(text))):
-        answer = _after(marker, text)
-        if answer is not None:
-            return answer.strip()
-    return text.strip() or None
+    marked = _last_marked(text, tuple(MARKERS))
+    return text.strip() or None if marked is None else marked
 
 
 def is_marked(text: str) -> bool:
     """Whether a text carries a marker of an answer."""
-    return any(_after(marker, text) is not None for marker in MARKER.finditer(text))
+    return _last_marked(text, tuple(MARKERS)) is not None
 
 
 def boxed(text: str) -> str | None:
     """The content of the last `\\boxed{...}`, as the solutions of MATH (Hendrycks et al. 2021) mark their answer."""
-    for marker in reversed(list(MARKER.finditer(text))):
-        if marker["boxed"]:
-            found = _after(marker, text)
-            if found is not None:
-                return found.strip()
-    return None
+    return _last_marked(text, ("\\boxed", "\\fbox"))
 
 
 @lru_cache(maxsize=64)
@@ -78,24 +75,40 @@ def _by_pattern(text: str, pattern: str) -> str | None:
     return found.strip() if found is not None else None
 
 
-def _after(marker: re.Match[str], text: str) -> str | None:
-    """What a marker marks; None for a `\\boxed` whose braces do not balance."""
-    rest = text[marker.end() :]
-    if marker["tag"]:
-        return re.split(r"</answer>", rest, maxsplit=1, flags=re.IGNORECASE)[0]
-    if marker["boxed"]:
-        return _braced(rest) if rest.startswith("{") else re.split(r"[$\n]", rest, maxsplit=1)[0] or None
-    return rest.split("\n", 1)[0]
+def _last_marked(text: str, markers: tuple[str, ...]) -> str | None:
+    """What the last of some markers marks, stripped; from the end, for a solution is long and its answer short."""
+    lower, last, found = text.translate(LOWER), -1, None
+    closing = _closing_braces(text) if "\\boxed" in lower or "\\fbox" in lower else {}
+    for marker in markers:
+        place = lower.rfind(marker)
+        while place > last:
+            match = MARKERS[marker].match(text, place)
+            answer = _after(marker, text, match.end(), closing) if match else None
+            if answer is not None:
+                last, found = place, answer.strip()
+                break
+            place = lower.rfind(marker, 0, place)
+    return found
 
 
-def _braced(text: str) -> str | None:
-    depth = 0
-    for place, character in enumerate(text):
-        escaped = place > 0 and text[place - 1] == "\\"
-        if character == "{" and not escaped:
-            depth += 1
-        elif character == "}" and not escaped:
-            depth -= 1
-            if depth == 0:
-                return text[1:place]
-    return None
+def _after(marker: str, text: str, start: int, closing: Mapping[int, int]) -> str | None:
+    """What a marker that ends at `start` marks; None for a `\\boxed` whose braces do not balance."""
+    if marker in ("\\boxed", "\\fbox"):
+        if text.startswith("{", start):
+            return text[start + 1 : closing[start]] if start in closing else None
+        return re.split(r"[$\n]", text[start:], maxsplit=1)[0] or None
+    ends = "</answer>" if marker == "<answer>" else "\n"
+    end = text.translate(LOWER).find(ends, start)
+    return text[start:end] if end >= 0 else text[start:]
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Place of each opening brace -> place of the one that closes it; `\\{` and `\\}` are no braces."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for found in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if found[0] == "{":
+            opened.append(found.start())
+        elif found[0] == "}" and opened:
+            closing[opened.pop()] = found.start()
+    return closing

@@ -24,11 +24,14 @@ WRAPPERS = tuple(
 )
 """What may surround a whole answer: LaTeX's mathematics, a `\\text`, Markdown's emphasis, quotation marks."""
 
+WRAPPED = 1000
+"""Wrappers are taken off texts of so many characters at most; a longer one is prose."""
+
 FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]+)\}|(\d))\s*(?:\{([^{}]+)\}|(\d))")
 GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def plain(text: str) -> str:
     """Text without what typesetting adds; the case of letters stays.
 
@@ -50,13 +53,15 @@ def _plain_once(text: str) -> str:
     text = re.sub(r"\\([$%&#_])", r"\1", text)
     text = re.sub(r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])|\\[,;:! ]|(?<=\d)~(?=\d)", "", text)
     text = re.sub(r"\s+", " ", text).strip()
+    if len(text) > WRAPPED:
+        return text
     for wrapper in WRAPPERS:
         if found := wrapper.fullmatch(text):
             text = found[1].strip()
     return text
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def normalised(text: str) -> str:
     """The spelling that `exact` compares.
 
@@ -75,5 +80,5 @@ def _normalised_once(text: str) -> str:
     bare = FRACTION.sub(lambda found: f"{found[1] or found[2]}/{found[3] or found[4]}", text).casefold()
     bare = GROUPED.sub(lambda found: re.sub(r"[{},]", "", found[0]), bare)
     bare = re.sub(r"(?<=[^\W\d_]{2})[!?]+$", "", bare)
-    bare = re.sub(r"^(?:[\s,;:\"'`]|\.(?!\d))+|[\s.,;:\"'`]+$", "", bare)
+    bare = re.sub(r"^(?:[\s,;:\"'`]|\.(?!\d))+", "", bare).rstrip(" .,;:\"'`")
     return bare or text.casefold()

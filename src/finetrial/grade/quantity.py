@@ -85,6 +85,8 @@ def equal(given: Quantity, wanted: Quantity, tolerance: float) -> bool:
     where one of both is a percentage, both readings of it (`50 %` as 50 and as 0.5) are tried, for sources drop the
     sign as often as not.
     """
+    if given == wanted:
+        return True
     factor = Fraction(1)
     if wanted.unit and given.unit:
         (scale, bases), (wanted_scale, wanted_bases) = unit_of(given.unit), unit_of(wanted.unit)
