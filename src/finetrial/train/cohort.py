@@ -27,6 +27,7 @@ from finetrial.model.loss import Stream, collate, head_of, supervised_hidden
 from finetrial.model.peft_format import save_peft
 from finetrial.train import checkpoint as checkpoints
 from finetrial.train import rl, sft
+from finetrial.train.batch_sizing import Observations
 from finetrial.train.batches import layout, rows_at
 from finetrial.train.contexts import recomputed, termination
 from finetrial.train.journal import GENERATIONS, METRICS, STEPS, journal
@@ -70,6 +71,9 @@ def train_cohort(
     device = next(model.parameters()).device
     model.eval()
     streams = [sft.streams(run) if run.practice is None else [] for run in runs]
+    for run in runs:
+        if run.practice is not None and run.model.lora_dropout:
+            raise UserError(f"{run.name}: model.lora_dropout must be 0 where completions are sampled, without it")
     losses = [None if run.practice is None else run.practice.rl.loss for run in runs]
     warm_N = [1.0 if run.practice is None else run.practice.rl.sampling.temperature for run in runs]
     entropic = any(loss is not None and loss.entropy_coef for loss in losses)
@@ -89,6 +93,7 @@ def train_cohort(
         state = _restored(checkpoint, runs, steps, stack, optimiser)
         if state is not None:
             ledgers, seconds = [Ledger(**facts) for facts in state.facts["ledgers"]], state.facts["seconds"]
+            engine.pace = Observations.restore(state.facts["pace"])
         written = state.facts["written"] if state else [{} for _ in runs]
         journals = [
             exits.enter_context(journal(run.folder, _files(run), sizes))
@@ -184,6 +189,7 @@ def train_cohort(
                     **_identity(runs, steps, stack),
                     "ledgers": [asdict(ledger) for ledger in ledgers],
                     "seconds": seconds,
+                    "pace": engine.pace.state(),
                     "written": [journal.sizes() for journal in journals],
                 }
                 checkpoints.save(checkpoint, step + 1, {"adapters": stack.flat_NP, **optimiser.state()}, facts)

@@ -69,14 +69,22 @@ class Lesson:
 class Tally:
     """Sums over the tokens of a run's update."""
 
-    loss: float = 0.0
     tokens: int = 0
+    nll: float = 0.0
+    """Of supervised tokens."""
+    policy: float = 0.0
+    """Weighted losses of a policy."""
     clipped: float = 0.0
     ratio: float = 0.0
     drift: float = 0.0
     """Of ratio - 1 - log ratio, an estimate of KL(old policy || policy)."""
     base_kl: float = 0.0
     """Of the configured estimate of the divergence from the base."""
+
+    @property
+    def loss(self) -> float:
+        """The update's loss: nats per supervised token, or the policy's."""
+        return self.policy + self.nll / self.tokens if self.tokens else 0.0
 
 
 @dataclass
@@ -145,7 +153,7 @@ def pull(
         tally.tokens += end - start
         if config is None:
             weight_M[start:end] = share_m
-            tally.loss += float((nll_m.double() * share_m).sum())
+            tally.nll += float(nll_m.double().sum())
         else:
             tokens = _policy_rows([rows[s] for s in mine], counts, -nll_m)
             found = policy_loss(config, -nll_m, tokens, share_m)
@@ -153,9 +161,9 @@ def pull(
             if bonus_M is not None:
                 assert stats.entropy_M is not None
                 bonus_M[start:end] = -config.entropy_coef * share_m
-                tally.loss += float((bonus_M[start:end].double() * stats.entropy_M[start:end].detach()).sum())
+                tally.policy += float((bonus_M[start:end].double() * stats.entropy_M[start:end].detach()).sum())
             ratio_m = found.ratio_M.double()
-            tally.loss += float(found.loss_M.double().sum())
+            tally.policy += float(found.loss_M.double().sum())
             tally.clipped += float(found.clipped_M.sum())
             tally.ratio += float(ratio_m.sum())
             tally.drift += float((ratio_m - 1 - ratio_m.log()).sum())

@@ -52,15 +52,27 @@ def lessons(
     practising = {n: run for n, run in enumerate(runs) if run.practice is not None}
     if not practising:
         return {}
-    rollouts = roll_out(engine, practising, ledgers)
     configs = {n: practice_of(run).rl for n, run in practising.items()}
+    most = min(rl.batch_sizing.rows for rl in configs.values())
+    adapt = all(rl.batch_sizing.enabled for rl in configs.values())
+    rows = engine.pace.next_rows(most) if adapt else most
+    rollouts = roll_out(engine, practising, ledgers, rows)
     old = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if _needs_old(rl)}, configs, budget, base=False)
     base = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if rl.loss.kl_coef}, configs, budget, base=True)
-    pace = fields(engine.pace, engine.rows)
+    pace = _pace(engine, rollouts, rows, most)
     return {
         n: _lesson(run, rollouts[n], old.get(n), base.get(n), ledgers[n], step, steps, pace)
         for n, run in practising.items()
     }
+
+
+def _pace(engine: Engine, rollouts: Mapping[int, Rollout], rows: int, most: int) -> dict[str, Any]:
+    """What the cohort's sampling tells of batch sizing; all generated tokens count, learnt from or not."""
+    every = [done for rollout in rollouts.values() for group in rollout.groups for done in group.completions]
+    tokens = sum(len(done.ids_T) for done in every)
+    seconds = next(iter(rollouts.values())).sampling_s
+    told = fields(engine.pace, min(rows, len(every)), min(most, len(every)), tokens, seconds)
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _needs_old(rl: RLConfig) -> bool:

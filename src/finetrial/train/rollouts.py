@@ -29,8 +29,7 @@ class Engine:
     head: Head
     stack: AdapterStack
     pace: Observations = field(default_factory=Observations)
-    rows: int = 256
-    """Most rows of one sampling pass."""
+    """How long a decoding step of so many rows took."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,10 @@ class Rollout:
     """Groups that the step learns from."""
     passed_over: tuple[Group, ...]
     """Groups that dynamic sampling replaced by others."""
+    sampling_s: float
+    """Seconds of sampling, which all runs of the cohort share."""
     seconds: float
-    """Of sampling and grading, which all runs of the cohort share."""
+    """Seconds of sampling and grading."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -73,32 +74,40 @@ class Rollout:
         return self.learnt + self.passed_over
 
 
-def roll_out(engine: Engine, runs: Mapping[int, RunData], ledgers: Sequence[Ledger]) -> dict[int, Rollout]:
+def roll_out(engine: Engine, runs: Mapping[int, RunData], ledgers: Sequence[Ledger], rows: int) -> dict[int, Rollout]:
     """Draw a step's completions for every run (place in the stack -> run) and grade them.
 
     With dynamic sampling (DAPO, arXiv:2503.14476) groups whose grades are all right or all wrong are replaced by
     those of the next prompts, for at most `max_rounds` rounds; what is missing then is filled up with groups that
     were passed over. Advances `prompts_drawn` and `sampled_tokens` of the ledgers.
+
+    Args:
+        engine: samples.
+        runs: those that practise.
+        ledgers: of all runs of the cohort.
+        rows: most rows of one sampling pass.
     """
-    began = time.perf_counter()
+    began, sampling_s = time.perf_counter(), 0.0
     kept: dict[int, list[Group]] = {n: [] for n in runs}
     passed_over: dict[int, list[Group]] = {n: [] for n in runs}
     asking, rounds = dict(runs), 0
     while asking:
-        drawn = _draw(engine, asking, {n: run.train.batch_size - len(kept[n]) for n, run in asking.items()}, ledgers)
-        rounds += 1
+        wanted = {n: run.train.batch_size - len(kept[n]) for n, run in asking.items()}
+        drawn, spent_s = _draw(engine, asking, wanted, ledgers, rows)
+        sampling_s, rounds = sampling_s + spent_s, rounds + 1
         for n, groups in drawn.items():
             dynamic = practice_of(runs[n]).rl.dynamic_sampling
             for group in groups:
                 teaches = not dynamic.enabled or keep_group(group.accuracy_G)
                 (kept if teaches else passed_over)[n].append(group)
-            if len(kept[n]) == runs[n].train.batch_size or rounds >= dynamic.max_rounds:
+            if len(kept[n]) == runs[n].train.batch_size or rounds == dynamic.max_rounds:
                 del asking[n]
     seconds = time.perf_counter() - began
     rollouts = {}
     for n, run in runs.items():
         lacking = run.train.batch_size - len(kept[n])
-        rollouts[n] = Rollout(tuple(kept[n] + passed_over[n][:lacking]), tuple(passed_over[n][lacking:]), seconds)
+        learnt, others = kept[n] + passed_over[n][:lacking], passed_over[n][lacking:]
+        rollouts[n] = Rollout(tuple(learnt), tuple(others), sampling_s, seconds)
     return rollouts
 
 
@@ -114,9 +123,9 @@ def practice_of(run: RunData) -> Practice:
 
 
 def _draw(
-    engine: Engine, runs: Mapping[int, RunData], wanted: Mapping[int, int], ledgers: Sequence[Ledger]
-) -> dict[int, list[Group]]:
-    """The next `wanted` prompts of every run, sampled in one batch, graded run by run."""
+    engine: Engine, runs: Mapping[int, RunData], wanted: Mapping[int, int], ledgers: Sequence[Ledger], rows: int
+) -> tuple[dict[int, list[Group]], float]:
+    """The next `wanted` prompts of every run, sampled in one batch, graded run by run; and seconds of sampling."""
     asked: list[tuple[int, int, int]] = []
     requests = []
     for n, run in runs.items():
@@ -129,6 +138,7 @@ def _draw(
             requests.append(Request(practice.prompts[task], n, noise, practice.rl.sampling))
         ledgers[n].prompts_drawn += wanted[n]
     some = practice_of(next(iter(runs.values())))
+    began = time.perf_counter()
     completions = sample(
         engine.model,
         engine.head,
@@ -136,9 +146,10 @@ def _draw(
         some.tokenizer,
         requests,
         some.stop_ids,
-        rows=engine.rows,
+        rows=rows,
         observe=engine.pace.add,
     )
+    seconds = time.perf_counter() - began
     drawn: dict[int, list[Group]] = {}
     for n, run in runs.items():
         practice = practice_of(run)
@@ -151,4 +162,4 @@ def _draw(
             for place, task, done in mine
         ]
         ledgers[n].sampled_tokens += sum(len(completion.ids_T) for _, _, done in mine for completion in done)
-    return drawn
+    return drawn, seconds
