@@ -19,8 +19,8 @@ from finetrial.model.config import ModelConfig
 from finetrial.model.render import Rendered
 from finetrial.train import batches
 from finetrial.train.batches import step_rows
-from finetrial.train.optimiser import learning_rate
 from finetrial.train.cohort import train_cohort
+from finetrial.train.optimiser import learning_rate
 from tiny import random_rows, run_data, tiny_model
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "sft_losses_cpu.csv"
