@@ -89,12 +89,17 @@ def test_options_are_four_and_exactly_the_right_one_follows_from_the_reason() ->
         assert len(set(choices)) == 4
         for letter, text in zip(physics.LETTERS, choices, strict=True):
             assert f"\n{letter}) {text}" in row.messages[0]["content"]
-        right = choices[physics.LETTERS.index(row.meta["answer"])]
-        reason = completion(row).rsplit(" Answer:", 1)[0].lower()
+        at = physics.LETTERS.index(row.meta["answer"])
+        reason, walked = re.split(r" (?=A\) )", completion(row), maxsplit=1)
+        verdicts = ["no"] * at + ["yes"]
+        judged = [
+            f"{key}) {text}: {verdict}." for key, text, verdict in zip(physics.LETTERS, choices, verdicts, strict=False)
+        ]
+        assert walked == " ".join([*judged, f"Answer: {row.meta['answer']}"])
         if row.meta["form"] == "computed":
-            assert reason.endswith(f"= {right.split()[0]}.")
+            assert reason.endswith(f"= {choices[at].split()[0]}.")
         else:
-            assert right.lower() in reason
+            assert choices[at].lower() in reason.lower()
 
 
 def test_the_order_of_options_makes_no_new_problem() -> None:

@@ -17,10 +17,10 @@ GOLDEN = {
     ("arithmetic", "campaign"): "d6c505364191294c4e04ed5278bfa7f03fb073916c732cd573cf8f9c4a6d0774",
     ("replies", "base"): "338646cae49eb87e643589e88b106d47ab1ebfe65baee71465e465f507c4a6cc",
     ("replies", "campaign"): "2a8dc649937cbd56fce51130977951b59fb12dceb7e4cf1eb4c3823dac0d06df",
-    ("physics", "base"): "1417d571a1c45b1f830dc9ba7839819992a5dfec2c0801836865ba076ea7ea27",
-    ("physics", "campaign"): "0d67671a7f354a46cb439706f7a8e6b5173f5654b69968bf5ac3985dab926472",
-    ("physics_mixed", "base"): "e525629269895e945a11fc33eebe1b69bbd1ce3fbc914be6be05f7eb27a7058f",
-    ("physics_mixed", "campaign"): "ee70703f96c1c7ba96fc2d12e451156130a12e77a9a487161ea5e7e488cee636",
+    ("physics", "base"): "28ba3abc39919139958f85df88a7369dbd7c40f0a11570d17cee47d158cc1ba2",
+    ("physics", "campaign"): "ac97613c87ddf2335432c608c5841aeda9c49fefbd1aea067055aafd715f1cf8",
+    ("physics_mixed", "base"): "8b9cb5971c4c7494bb8f6d4c74d6bfdead0d359279ebe906d8a31f674be6c597",
+    ("physics_mixed", "campaign"): "431d4cca53458bec2f0a668cfbb260e31bbef27e65d8e2b0e39f70720eeaeec2",
 }
 """SHA-256 of the first 200 examples of seed 0. New bytes need a new VERSION and a new base model."""
 

@@ -215,15 +215,20 @@ def _variation(dice: Dice) -> tuple[Law, str, str, Change, Change]:
 
 
 def _options(topic: str, form: str, question: str, reason: str, options: Sequence[str], dice: Dice) -> Problem:
-    """A multiple choice problem; the first option is the right one until they are shuffled."""
+    """A multiple choice problem; the first option is the right one until they are shuffled.
+
+    The completion goes through the options until it meets the right one: small models copy forward long before they
+    can look a letter up.
+    """
     shuffled = dice.sample(options, 4)
-    letter = LETTERS[shuffled.index(options[0])]
+    at = shuffled.index(options[0])
     listed = "\n".join(f"{key}) {text}" for key, text in zip(LETTERS, shuffled, strict=True))
+    passed = "".join(f"{key}) {text}: no. " for key, text in zip(LETTERS[:at], shuffled[:at], strict=True))
     return Problem(
         topic,
         f"{question}\n{listed}",
-        f"{reason} Answer: {letter}",
-        {"answer": letter, "choices": shuffled, "form": form},
+        f"{reason} {passed}{LETTERS[at]}) {options[0]}: yes. Answer: {LETTERS[at]}",
+        {"answer": LETTERS[at], "choices": shuffled, "form": form},
     )
 
 
