@@ -1,6 +1,8 @@
 """Tasks: every source, what becomes the reference, identity, and the split into practice and held out."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -247,11 +249,6 @@ def test_too_few_groups_are_counted():
         split_tasks(numbered(10, 1), 5, 0)
 
 
-def test_an_environment_without_its_extra_is_named():
-    with pytest.raises(UserError, match="verifiers"):
-        read("env:gsm8k")
-
-
 def test_reasoning_gym():
     pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
     source = "gym:chain_sum?count=20&seed=3&max_digits=2"
@@ -277,7 +274,59 @@ def test_reasoning_gym():
             read(bad)
 
 
-def test_reasoning_gym_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"pip install 'finetrial\[gym\]'"):
-        read("gym:chain_sum")
+TASKSET = """
+import verifiers.v1 as vf
+
+__all__ = ["Sums"]
+
+
+class SumData(vf.TaskData):
+    answer: str
+
+
+class SumTask(vf.Task[SumData]):
+    @vf.reward(weight=1.0)
+    async def right(self, trace: vf.Trace) -> float:
+        return float(trace.last_reply.endswith(self.data.answer))
+
+
+class SumsConfig(vf.TasksetConfig):
+    count: int = 5
+    boxed: bool = False
+
+
+class Sums(vf.Taskset[SumTask, SumsConfig]):
+    def load(self):
+        for n in range(self.config.count):
+            image = "box" if self.config.boxed else None
+            yield SumTask(SumData(prompt=f"{n} + 1?", answer=str(n + 1), image=image), self.config.task)
+"""
+
+
+@pytest.mark.slow  # importing verifiers alone takes longer than most tests
+def test_a_taskset_of_verifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("verifiers", reason="the extra `envs` is not installed")
+    (tmp_path / "tiny_sums.py").write_text(TASKSET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    tasks = read("env:tiny_sums?count=3", instruction="Be brief.")
+    assert [task.reference for task in tasks.tasks] == ["1", "2", "3"]
+    assert tasks.tasks[0].messages[-1]["content"] == "0 + 1?\nBe brief."
+    with grader(GraderConfig(), tasks.grader) as judge:
+        prove(judge, tasks.tasks)
+        assert [grade.value for grade in judge.grade(tasks.tasks, ["it is 1", "3", ""])] == [1.0, 0.0, 0.0]
+    for bad, told in {
+        "env:tiny_sums?counts=3": "did you mean 'count'",
+        "env:tiny_sums?boxed=true": "needs a container",
+        "env:tiny_products": "not found",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            read(bad)
+
+
+def test_libraries_of_environments_that_are_absent_are_named(monkeypatch: pytest.MonkeyPatch):
+    for module in ("reasoning_gym", "verifiers", "verifiers.v1"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for source, extra in (("gym:chain_sum", "gym"), ("env:tiny_sums", "envs")):
+        with pytest.raises(UserError, match=rf"pip install 'finetrial\[{extra}\]'"):
+            read(source)

@@ -59,7 +59,7 @@ def question_of(row: Any, place: str) -> Question:
     columns = {str(key).strip().casefold(): key for key in row}
     asked = _column(columns, QUESTION_KEYS, place, "question")
     given = _column(columns, ANSWER_KEYS, place, "answer")
-    messages = _messages(row[asked], place, asked)
+    messages = prompt_messages(row[asked], place, asked)
     answer = _text(row[given], place, given)
     used = {asked, given}
     meta = {str(key): value for key, value in row.items() if key not in used and _is_json(value)}
@@ -112,7 +112,12 @@ def _column(columns: Mapping[str, Any], names: Sequence[str], place: str, what: 
     raise UserError(f"{place}: no {what} among the columns {found}; expected one of {', '.join(names)}{near}")
 
 
-def _messages(value: Any, place: str, column: str) -> tuple[Message, ...]:
+def prompt_messages(value: Any, place: str, column: str) -> tuple[Message, ...]:
+    """A prompt, which is a text or a conversation that ends with the user.
+
+    Raises:
+        UserError: with place and column.
+    """
     if isinstance(value, str) and value.strip():
         return ({"role": "user", "content": value},)
     if isinstance(value, list) and value:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from finetrial.data.environments import gym_tasks
+from finetrial.data.environments import gym_tasks, verifiers_tasks
 from finetrial.data.read import open_source, read
 from finetrial.data.task_rows import Question, question_of
 from finetrial.errors import UserError
@@ -25,8 +25,8 @@ class TaskConfig(Config):
     source: str = Field(
         default="world:arithmetic?count=4000&seed=1",
         description="`world:NAME?count=N&seed=S`, `gym:NAME?count=N&seed=S&key=value` (reasoning-gym), "
-        "`hf:NAME[:config][@split]`, or a file, folder or glob of JSON lines, JSON, CSV or Parquet with question and "
-        "answer",
+        "`env:NAME?key=value` (verifiers), `hf:NAME[:config][@split]`, or a file, folder or glob of JSON lines, JSON, "
+        "CSV or Parquet with question and answer",
     )
     limit: int | None = Field(default=None, ge=1, description="read at most this many tasks")
     instruction: str = Field(default="", description="appended to each question, on a line of its own")
@@ -137,7 +137,7 @@ def _questions(source: str, limit: int | None, facts: dict[str, Any], place: str
     elif scheme == "gym":
         yield from gym_tasks(source, limit, place)
     elif scheme == "env":
-        raise UserError(f"[{place}] {source}: environments of verifiers are not read; expected gym:NAME, or a file")
+        yield from verifiers_tasks(source, limit, place)
     else:
         for file in open_source(source, limit):
             told: dict[str, Any] = {"file": file.name, "sha256": file.sha256, "rows": 0}

@@ -18,6 +18,9 @@ from finetrial.records import Grade, Task
 VERSION = 1
 """Raised whenever a rule gives another grade than before."""
 
+ORIGIN = ("library", "name", "arguments")
+"""What an environment's worker needs to know before it is asked."""
+
 CHUNK = 16
 OFFENDERS = 3
 
@@ -44,7 +47,7 @@ def _environment(task: Task, text: str, config: GraderConfig) -> Grade | dict[st
     answer = find_answer(text, config.answer)
     if not answer:
         return NO_ANSWER
-    return {**task.meta["environment"], "answer": answer, "reference": task.reference}
+    return {**task.meta["environment"], "answer": answer, "completion": text, "reference": task.reference}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Way:
     options: tuple[str, ...] = ()
     """Fields of the configuration that change grades, beside the kind."""
     libraries: tuple[str, ...] = ()
-    """Distributions whose versions change grades."""
+    """Distributions whose versions change grades (that of an environment's library stands in its tasks' meta)."""
 
 
 _BOUNDS = ("timeout_s", "memory_mb")
@@ -72,7 +75,7 @@ WAYS: dict[str, Way] = {
         libraries=("math-verify", "latex2sympy2_extended", "sympy"),
     ),
     "function": Way(request=_function, options=_BOUNDS),
-    "environment": Way(request=_environment, options=("answer", *_BOUNDS), libraries=("reasoning-gym",)),
+    "environment": Way(request=_environment, options=("answer", *_BOUNDS)),
 }
 """Every kind of grader."""
 
@@ -82,11 +85,11 @@ class Grader:
 
     def __init__(self, config: GraderConfig, kind: str):
         self.config, self.kind, self._way = config, kind, WAYS[kind]
-        setup: dict[str, Any] = {"kind": kind, "memory_mb": config.memory_mb}
+        self._setup: dict[str, Any] = {"kind": kind, "memory_mb": config.memory_mb}
         if config.function is not None:
             path, name = _located(config.function)
-            setup |= {"path": str(path.resolve()), "name": name}
-        self._pool = Pool(setup, config.timeout_s, config.workers) if self._way.request is not None else None
+            self._setup |= {"path": str(path.resolve()), "name": name}
+        self._pool: Pool | None = None
 
     def __enter__(self) -> "Grader":
         return self
@@ -114,11 +117,19 @@ class Grader:
             rule = self._way.rule
             return [rule(task, text, self.config) for task, text in pairs]
         assert self._way.request is not None
-        assert self._pool is not None
         request = self._way.request
         found = [request(task, text, self.config) for task, text in pairs]
-        asked = iter(self._pool.ask([item for item in found if not isinstance(item, Grade)]))
+        asked = iter(self._ask([item for item in found if not isinstance(item, Grade)]))
         return [item if isinstance(item, Grade) else next(asked) for item in found]
+
+    def _ask(self, requests: Sequence[dict[str, Any]]) -> list[Grade]:
+        if not requests:
+            return []
+        if self._pool is None:
+            # What the first request is about is imported and made ready before time is taken.
+            ready = {key: requests[0][key] for key in ORIGIN if key in requests[0]}
+            self._pool = Pool({**self._setup, **ready}, self.config.timeout_s, self.config.workers)
+        return self._pool.ask(requests)
 
 
 def grader(config: GraderConfig, auto: str = "exact") -> Grader:
@@ -219,13 +230,8 @@ def _located(function: str) -> tuple[Path, str]:
     return Path(path), name
 
 
-EXTRAS = {"reasoning-gym": "gym"}
-"""Distribution -> extra; all others come with `train`."""
-
-
 def _installed(library: str) -> str:
     try:
         return version(library)
     except PackageNotFoundError as error:
-        extra = EXTRAS.get(library, "train")
-        raise UserError(f"{library} is not installed; pip install 'finetrial[{extra}]' brings it") from error
+        raise UserError(f"{library} is not installed; pip install 'finetrial[train]' brings it") from error

@@ -21,6 +21,9 @@ from typing import Any
 Request = dict[str, Any]
 Score = Callable[[Request], Any]
 
+MODULE = "finetrial_user_function"
+"""Name of a user's file as a module, whatever the file is called."""
+
 REASON = 300
 """Characters of a reason."""
 
@@ -87,11 +90,11 @@ def _function(setup: Request) -> Score:
     """A user's `completion, reference, task_meta -> float | bool | None` from a file, beside which it may import."""
     path = Path(setup["path"])
     sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(MODULE, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[MODULE] = module
     spec.loader.exec_module(module)
     function = getattr(module, setup["name"])
     return lambda request: function(request["completion"], request["reference"], request["meta"])
@@ -120,26 +123,66 @@ def _mathematics(setup: Request) -> Score:
 
 
 def _environment(setup: Request) -> Score:
-    """The scorer of a reasoning-gym data set, on an entry that is generated again from its seed and index."""
+    """What the library of an environment says of an answer to a task that is found again by its index.
+
+    The environment of the first task is made ready before time is taken; others when they are first asked of.
+    """
+    made = lru_cache(maxsize=32)(lambda library, name, arguments: LIBRARIES[library](name, json.loads(arguments)))
+
+    def environment(origin: Request) -> Any:
+        return made(origin["library"], origin["name"], json.dumps(origin["arguments"], sort_keys=True))
+
+    environment(setup)
+    return lambda request: environment(request)(
+        request["index"], request["answer"], request["completion"], request["reference"]
+    )
+
+
+def _reasoning_gym(name: str, arguments: Request) -> Callable[[int, str, str, str], Any]:
+    """The scorer of a data set, on an entry that is generated again from its seed and index."""
     import reasoning_gym  # pyright: ignore[reportMissingImports]  # of the extra `gym`
 
-    @lru_cache(maxsize=32)
-    def dataset(name: str, arguments: str) -> Any:
-        return reasoning_gym.create_dataset(name, **json.loads(arguments))
+    dataset = reasoning_gym.create_dataset(name, **arguments)
+    entry = lru_cache(maxsize=4096)(lambda index: dataset[index])
 
-    @lru_cache(maxsize=4096)
-    def entry(name: str, arguments: str, index: int) -> Any:
-        return dataset(name, arguments)[index]
-
-    def score(request: Request) -> Any:
-        name, arguments = request["name"], json.dumps(request["arguments"], sort_keys=True)
-        found = entry(name, arguments, request["index"])
-        if found["answer"] != request["reference"]:
-            raise ValueError(f"{name} generates another entry {request['index']} than it did when the tasks were read")
-        return dataset(name, arguments).score_answer(request["answer"], found)
+    def score(index: int, answer: str, completion: str, reference: str) -> Any:
+        if entry(index)["answer"] != reference:
+            raise ValueError(f"{name} generates another entry {index} than it did when the tasks were read")
+        return dataset.score_answer(answer, entry(index))
 
     return score
 
+
+def _verifiers(name: str, arguments: Request) -> Callable[[int, str, str, str], Any]:
+    """The sum of a task's weighted rewards for a trace of one turn."""
+    import asyncio
+
+    import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]  # of the extra `envs`
+    from verifiers.v1.types import AssistantMessage  # pyright: ignore[reportMissingImports]
+    from verifiers.v1.utils.loaders import load_taskset, taskset_config_type  # pyright: ignore[reportMissingImports]
+
+    rest, tasks = iter(load_taskset(taskset_config_type(name)(**arguments, id=name))), []
+
+    def score(index: int, answer: str, completion: str, reference: str) -> Any:
+        while len(tasks) <= index:
+            tasks.append(next(rest))
+        task = tasks[index]
+        if reference not in map(str, task.data.model_dump(mode="json").values()):
+            raise ValueError(f"{name} has another task {index} than it had when the tasks were read")
+        turn = vf.MessageNode(message=AssistantMessage(content=completion), sampled=True)
+        subject = vf.TraceTask(type=type(task).__name__, data=task.data)
+        trace = vf.Trace(task=subject, agent=vf.AgentInfo(config=vf.AgentConfig()), nodes=[turn])
+        asyncio.run(task.score(trace))
+        return trace.reward
+
+    return score
+
+
+LIBRARIES: dict[str, Callable[[str, Request], Callable[[int, str, str, str], Any]]] = {
+    "reasoning-gym": _reasoning_gym,
+    "verifiers": _verifiers,
+}
+"""Distribution -> a maker of `index, answer, completion, reference -> score`."""
 
 KINDS: dict[str, Callable[[Request], Score]] = {
     "function": _function,
