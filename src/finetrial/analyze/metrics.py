@@ -29,6 +29,8 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric("lower", "perplexity", 1.0),
     "brier": Metric("lower", "squared error", 0.0),
     "self_bleu": Metric("lower", "BLEU", 0.0, 1.0),
+    "duplicate_share": Metric("lower", "proportion", 0.0, 1.0),
+    "degeneration_rate": Metric("lower", "proportion", 0.0, 1.0),
     "violation": Metric("lower", "proportion", 0.0, 1.0),
     "correct": _PROPORTION,
     "correct_rate": _PROPORTION,
@@ -41,6 +43,11 @@ METRICS: dict[str, Metric] = {
     "success": _PROPORTION,
     "win_rate": _PROPORTION,
     "distinct": _PROPORTION,
+    "type_token_ratio": _PROPORTION,
+    "ead": Metric("higher", "ratio to expected", 0.0),
+    "vendi": Metric("higher", "effective samples", 1.0),
+    "semantic_diversity": Metric("higher", "cosine distance", 0.0, 2.0),
+    "log_det_bonus": Metric("higher", "nats", 0.0),
     "diversity": Metric("higher", "diversity"),
     "entropy": Metric("higher", "nats"),
     "reward": Metric("higher", "reward"),
@@ -48,10 +55,11 @@ METRICS: dict[str, Metric] = {
     "score": Metric("higher", "points"),
     "judge_score": Metric("higher", "points"),
 }
-"""Every metric whose direction is known. `pass@k` and `distinct_n` are known for every k and n."""
+"""Every metric whose direction is known. `pass@k`, and `distinct_n`, `ead_n` and `self_bleu_n`, are known for every
+k and n."""
 
 _PASS_AT_K = re.compile(r"pass@([1-9]\d*)")
-_DISTINCT_N = re.compile(r"distinct[_-][1-9]\d*")
+_ORDER_N = re.compile(r"(distinct|ead|self_bleu)[_-][1-9]\d*")
 
 
 def pass_at(metric: str) -> int | None:
@@ -62,9 +70,10 @@ def pass_at(metric: str) -> int | None:
 
 def known(metric: str) -> Metric | None:
     """What is known of `metric`, or None."""
-    if pass_at(metric) is not None or _DISTINCT_N.fullmatch(metric):
+    if pass_at(metric) is not None:
         return _PROPORTION
-    return METRICS.get(metric)
+    order = _ORDER_N.fullmatch(metric)
+    return METRICS.get(order[1] if order else metric)
 
 
 def direction(metric: str, declared: Direction | None = None) -> Direction:
