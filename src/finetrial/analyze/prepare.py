@@ -77,7 +77,7 @@ def prepare(table: OutcomeTable, contrast: Contrast, config: AnalysisConfig, pri
     if c.minus_suite == c.suite:
         raise UserError(f"contrast '{p.name}': suite and minus_suite are both '{c.suite}'")
     suites = [c.suite] if c.minus_suite is None else [c.suite, c.minus_suite]
-    arms = [(_read(table, c.candidate, s, metric), _read(table, c.baseline, s, metric)) for s in suites]
+    arms = [(read_arm(table, c.candidate, s, metric), read_arm(table, c.baseline, s, metric)) for s in suites]
     for suite, (a, b) in zip(suites, arms, strict=True):
         if a.suite_hashes != b.suite_hashes or len(a.suite_hashes) > 1:
             p.invalid = (
@@ -89,7 +89,7 @@ def prepare(table: OutcomeTable, contrast: Contrast, config: AnalysisConfig, pri
     return p
 
 
-def _read(table: OutcomeTable, condition: str, suite: str, metric: str) -> Dense:
+def read_arm(table: OutcomeTable, condition: str, suite: str, metric: str) -> Dense:
     """The arm's outcomes; `pass@k` is computed from `correct` where the table has no rows of its own."""
     k = pass_at(metric)
     if k is None or metric in table.metrics or "correct" not in table.metrics:

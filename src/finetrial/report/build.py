@@ -13,8 +13,20 @@ from finetrial.analyze.judge import judge
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign.interim import failed_checks
 from finetrial.errors import UserError
-from finetrial.report import charts, diagnostics, markdown, page, scaling, statistics_charts
-from finetrial.report.facts import Report, read_json, read_runs, summarise, twin
+from finetrial.report import (
+    charts,
+    diagnostics,
+    learning,
+    learning_charts,
+    markdown,
+    mechanism_charts,
+    page,
+    scaling,
+    statistics_charts,
+)
+from finetrial.report.completions import read_samples
+from finetrial.report.facts import Report, apart, finite, read_json, read_runs, summarise, twin
+from finetrial.report.squeeze import squeeze
 from finetrial.report.theme import Chart
 
 
@@ -46,14 +58,17 @@ def build(folder: Path) -> ReportPaths:
 def gather(folder: Path) -> Report:
     """Read a campaign folder and judge its contrasts."""
     manifest = read_json(folder / "manifest.json")
-    runs = read_runs(folder, manifest)
+    runs, samples = read_runs(folder, manifest), read_samples(folder, manifest)
     outcomes = folder / "outcomes.parquet"
     looks = manifest.get("looks")
     if not outcomes.is_file() or (looks and not looks["taken"]):
-        return Report(manifest, (), (), runs, tuple(contrast.name for contrast in _contrasts(manifest)))
+        waiting = tuple(contrast.name for contrast in _contrasts(manifest))
+        return Report(manifest, (), (), runs, waiting, samples=samples)
     table = OutcomeTable.read(outcomes)
     findings, unjudged = _at_looks(manifest) if looks else _judged(manifest, table)
-    return Report(manifest, findings, summarise(table), runs, unjudged)
+    measured = summarise(table, {finding.metric for finding in findings})
+    cells, snapshots = apart(measured, manifest.get("suites", {}))
+    return Report(manifest, findings, cells, runs, unjudged, snapshots, samples)
 
 
 def write(report: Report, target: Path) -> ReportPaths:
@@ -68,7 +83,8 @@ def write(report: Report, target: Path) -> ReportPaths:
         written += [svg, png]
     paths = ReportPaths(target / "index.html", target / "report.json", target / "verdict.md", tuple(written))
     paths.html.write_text(page.render(report, drawn), encoding="utf-8")
-    strict = json.dumps(twin(report), indent=2, ensure_ascii=False, allow_nan=False)
+    content = twin(report) | {"reinforcement": finite(learning.facts(report))}
+    strict = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     paths.json.write_text(strict + "\n", encoding="utf-8")
     paths.markdown.write_text(markdown.render(report), encoding="utf-8")
     return paths
@@ -79,8 +95,11 @@ def draw(report: Report) -> list[Chart]:
     drawn: list[Chart | None] = [*charts.forest(report), *statistics_charts.noise(report)]
     for metric in report.charted:
         drawn += [charts.heatmap(report, metric), scaling.scaling(report, metric), charts.strip(report, metric)]
+    drawn += [*learning_charts.held_out_curves(report), *learning_charts.learning(report)]
+    drawn += [mechanism_charts.entropy(report), mechanism_charts.surprisal(report), mechanism_charts.sepa(report)]
+    drawn.append(mechanism_charts.diagnostics(report))
     drawn += [diagnostics.overlap(report), diagnostics.scores(report), diagnostics.correlation(report)]
-    drawn += [diagnostics.curves(report), diagnostics.timing(report)]
+    drawn += [diagnostics.curves(report), squeeze(report), diagnostics.timing(report)]
     return [chart for chart in drawn if chart is not None]
 
 

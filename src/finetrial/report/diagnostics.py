@@ -10,6 +10,7 @@ from typing import Any
 import altair as alt
 
 from finetrial.report.facts import Report, RunFacts
+from finetrial.report.learning import CURVE_POINTS, binned, is_policy, values
 from finetrial.report.theme import (
     INK,
     MUTED,
@@ -26,7 +27,6 @@ from finetrial.report.theme import (
     wrap,
 )
 
-CURVE_POINTS = 60
 TIMING = (("data_s", "data"), ("train_s", "training"), ("evaluate_s", "evaluation"), ("model_io_s", "model I/O"))
 
 
@@ -148,17 +148,20 @@ def _boxes(rows: list[dict[str, Any]], domain: list[float] | None) -> Any:
 
 
 def curves(report: Report) -> Chart | None:
-    """Training loss of every condition over steps: mean of the seeds and their range."""
-    with_curve = [run for run in report.runs if _losses(run)]
+    """Training loss of every supervised condition over steps: mean of the seeds and their range.
+
+    Losses of policies are left out: their size depends on how advantages are formed and not on how well they learn.
+    """
+    with_curve = [run for run in report.runs if values(run, "loss") and not is_policy(run)]
     names = [name for name in report.conditions if any(run.condition == name for run in with_curve)]
     if not names:
         return None
     panels, steps = [], max(int(run.curve[-1]["step"]) for run in with_curve)
-    binned = {name: _bins([run for run in with_curve if run.condition == name], steps) for name in names}
-    low = min(row["low"] for rows in binned.values() for row in rows)
-    high = max(row["high"] for rows in binned.values() for row in rows)
+    points = {name: _points([run for run in with_curve if run.condition == name], steps) for name in names}
+    low = min(row["low"] for rows in points.values() for row in rows)
+    high = max(row["high"] for rows in points.values() for row in rows)
     per_row = 4 if len(names) > 3 else len(names)
-    for k, (name, rows) in enumerate(binned.items()):
+    for k, (name, rows) in enumerate(points.items()):
         data = chart_of(rows)
         x = alt.X("step:Q", scale=alt.Scale(domain=[0, steps]), axis=alt.Axis(title="optimiser step", tickCount=3))
         first = k % per_row == 0
@@ -172,7 +175,7 @@ def curves(report: Report) -> Chart | None:
         panels.append(panel.properties(width=170, height=110))
     rows = [alt.hconcat(*panels[k : k + per_row], spacing=12) for k in range(0, len(panels), per_row)]
     seeds = len({run.seed for run in with_curve})
-    last = "; ".join(f"{name} ends at {rows[-1]['mean']:.3f}" for name, rows in binned.items())
+    last = "; ".join(f"{name} ends at {rows[-1]['mean']:.3f}" for name, rows in points.items())
     return finish(
         alt.vconcat(*rows, spacing=14),
         "training-curves",
@@ -184,24 +187,8 @@ def curves(report: Report) -> Chart | None:
     )
 
 
-def _losses(run: RunFacts) -> list[tuple[int, float]]:
-    return [(int(row["step"]), float(row["loss"])) for row in run.curve if row.get("loss") is not None]
-
-
-def _bins(runs: Sequence[RunFacts], steps: int) -> list[dict[str, float]]:
-    """Mean, lowest and highest seed per bin of steps."""
-    width = math.ceil(steps / CURVE_POINTS)
-    seeds: dict[int, dict[int, list[float]]] = {}
-    for run in runs:
-        for step, loss in _losses(run):
-            if math.isfinite(loss):
-                seeds.setdefault((step - 1) // width, {}).setdefault(run.seed, []).append(loss)
-    rows = []
-    for bin_, of_seed in sorted(seeds.items()):
-        means = [math.fsum(losses) / len(losses) for losses in of_seed.values()]
-        row = {"step": bin_ * width + (width + 1) / 2, "mean": math.fsum(means) / len(means)}
-        rows.append({key: round(value, 5) for key, value in (row | {"low": min(means), "high": max(means)}).items()})
-    return rows
+def _points(runs: Sequence[RunFacts], steps: int) -> list[dict[str, float]]:
+    return [{key: round(value, 5) for key, value in row.items()} for row in binned(runs, steps, "loss")]
 
 
 def timing(report: Report) -> Chart | None:

@@ -7,6 +7,7 @@ A section that the campaign did not record is None and stays so: the page says "
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from finetrial.analyze.contrast import Finding
-from finetrial.analyze.metrics import known
-from finetrial.analyze.table import OutcomeTable
+from finetrial.analyze.metrics import known, pass_at
+from finetrial.analyze.prepare import read_arm
+from finetrial.analyze.table import Dense, OutcomeTable
 from finetrial.campaign.interim import next_look
 from finetrial.errors import UserError
+from finetrial.report.completions import Sample
 from finetrial.report.theme import count
 
 VERDICTS = ("CONFIRMED", "FAILED", "INCONCLUSIVE", "INVALID")
@@ -88,6 +91,10 @@ class Report:
     runs: tuple[RunFacts, ...]
     unjudged: tuple[str, ...] = ()
     """Declared contrasts whose conditions or suites have no outcomes (yet)."""
+    snapshots: tuple[Cell, ...] = ()
+    """Cells of suites `<suite>@<step>`: a suite on the way, kept apart from those of trained conditions."""
+    samples: tuple[Sample, ...] = ()
+    """A few completions of training per condition."""
 
     def section(self, *path: str) -> Any:
         """A part of the manifest, or None where it was not recorded."""
@@ -191,14 +198,49 @@ def oriented(finding: Finding, interval: tuple[float, float] | None) -> tuple[fl
     return -interval[1], -interval[0]
 
 
-def summarise(table: OutcomeTable) -> tuple[Cell, ...]:
-    """Means of every (condition, suite, metric, seed) over its items, with the weights that the judge gives them."""
+def summarise(table: OutcomeTable, judged: Iterable[str] = ()) -> tuple[Cell, ...]:
+    """Means of every (condition, suite, metric, seed) over its items, with the weights that the judge gives them.
+
+    Args:
+        table: outcomes.
+        judged: metrics of findings; a `pass@k` among them that has no rows of its own comes from `correct`, where
+            every item has k samples.
+    """
     keys = itertools.product(table.conditions, table.suites, table.metrics)
-    return tuple(_cell(table, *key) for key in keys if table.has(*key))
+    cells = [_cell(*key, table.dense(*key)) for key in keys if table.has(*key)]
+    for metric in sorted(set(judged) - set(table.metrics)):
+        for condition, suite in itertools.product(table.conditions, table.suites):
+            if table.has(condition, suite, "correct") and _samples(table, condition, suite) >= (pass_at(metric) or 1):
+                cells.append(_cell(condition, suite, metric, read_arm(table, condition, suite, metric)))
+    return tuple(cells)
 
 
-def _cell(table: OutcomeTable, condition: str, suite: str, metric: str) -> Cell:
-    dense = table.dense(condition, suite, metric)
+def _samples(table: OutcomeTable, condition: str, suite: str) -> int:
+    """Fewest graded samples of an item that has any."""
+    count_SI = table.dense(condition, suite, "correct").count_SI
+    return int(count_SI[count_SI > 0].min(initial=np.inf)) if (count_SI > 0).any() else 0
+
+
+def apart(cells: Iterable[Cell], suites: Iterable[str]) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
+    """(cells of suites, cells of snapshots `<suite>@<step>` of a suite that is declared or measured)."""
+    cells = tuple(cells)
+    names = {*suites, *(cell.suite for cell in cells)}
+    way = {name for name in names if (match := _SNAPSHOT.fullmatch(name)) and match[1] in names}
+    return tuple(c for c in cells if c.suite not in way), tuple(c for c in cells if c.suite in way)
+
+
+_SNAPSHOT = re.compile(r"(.+)@(\d+)")
+
+
+def snapshot_of(suite: str) -> tuple[str, int]:
+    """(suite, step) of a snapshot's name `<suite>@<step>`. Raises ValueError for another name."""
+    match = _SNAPSHOT.fullmatch(suite)
+    if match is None:
+        raise ValueError(f"{suite!r} is no name of a snapshot")
+    return match[1], int(match[2])
+
+
+def _cell(condition: str, suite: str, metric: str, dense: Dense) -> Cell:
     present_SI = ~np.isnan(dense.values_SI)
     weight_SI = dense.weight_I * present_SI
     total_S = (weight_SI * np.where(present_SI, dense.values_SI, 0.0)).sum(1)
@@ -275,6 +317,7 @@ def twin(report: Report) -> dict[str, Any]:
         "looks": None if not report.section("looks") else report.section("looks") | {"next": report.next_look},
         "conditions": [_cell_record(report, cell) for cell in report.cells],
         "suites": report.section("suites"),
+        "squeeze": report.section("squeeze"),
         "integrity": report.section("integrity"),
         "reuse": [{key: run.get(key) for key in reuse_keys} for run in runs] or None,
         "planned_and_realised": [_run_record(run) for run in report.runs] or None,

@@ -4,6 +4,7 @@ import re
 
 from finetrial.analyze.contrast import Finding
 from finetrial.report.facts import Report, is_exploratory
+from finetrial.report.learning import warnings
 from finetrial.report.sentences import claim, level_words, status_notes, summary
 from finetrial.report.theme import decimals_for, mark_of, number, p_text
 
@@ -18,7 +19,7 @@ def render(report: Report) -> str:
     lines += [f"Hypothesis: {_text(hypothesis)}", ""] if hypothesis else []
     for check in report.failed_checks:
         lines += [f"**Integrity check failed: {_text(check['check'])}.** {_text(check['detail'])}", ""]
-    for note in status_notes(report):
+    for note in [*status_notes(report), *warnings(report)]:
         lines += [f"**Note.** {_text(note)}", ""]
     lines += [" ".join(summary(report)), ""]
     for finding in report.findings:

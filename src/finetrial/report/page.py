@@ -7,7 +7,8 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetrial.report import sentences, tables
+from finetrial.report import learning, learning_tables, sentences, tables
+from finetrial.report.completions import of_condition, shorten
 from finetrial.report.diagnostics import dimensions
 from finetrial.report.facts import VERDICTS, Report, finite
 from finetrial.report.theme import MARKS, Chart, duration, metric_words, slug
@@ -20,6 +21,7 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         report: the campaign.
         charts: drawings to put in, found by their names.
     """
+    warnings = learning.warnings(report)
     by_name = {chart.name: chart for chart in charts}
     environment = Environment(
         loader=PackageLoader("finetrial.report"),
@@ -39,7 +41,7 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         summary=sentences.summary(report),
         meaning=sentences.MEANING,
         how_to_read=sentences.HOW_TO_READ,
-        notes=sentences.status_notes(report),
+        notes=[*sentences.status_notes(report), *sentences.doubts(warnings)],
         level=sentences.level_words(report),
         ledger=tables.ledger(report, by_name),
         forests=[name for name in by_name if name.startswith("forest-")],
@@ -49,6 +51,14 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         dimensions=dimensions(report),
         realised=tables.realised(report.runs),
         mismatches=tables.mismatches(report.runs),
+        policies=learning.policies(report),
+        warnings=warnings,
+        held_outs=learning.held_out_metrics(report),
+        held_out_metric=learning.held_out_metric(report),
+        learning_tables=learning_tables,
+        samples=of_condition(report.samples),
+        shorten=shorten,
+        slug=slug,
         duration=duration,
         spec=json.dumps(finite(report.section("spec")), indent=2, ensure_ascii=False),
     )

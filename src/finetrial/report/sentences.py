@@ -1,6 +1,7 @@
 """What the findings mean, in plain sentences for readers who are not statisticians."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from finetrial.analyze.contrast import Finding
 from finetrial.report.facts import Report, is_exploratory, oriented
@@ -103,7 +104,8 @@ def claim(finding: Finding, level: str) -> str:
     places = decimals_for(interval[1] - interval[0])
     word = "better" if gain >= 0 else "worse"
     ends = f"{number(interval[0], places)} to {number(interval[1], places)}"
-    size = f"{number(abs(gain), places)} {words.unit}"
+    unit = "" if words.unit == "proportion" else f" {words.unit}"
+    size = f"{number(abs(gain), places)}{unit}"
     n = f"{finding.n_seeds[0]} and {finding.n_seeds[1]} seeds" if finding.n_seeds[1] else f"{finding.n_seeds[0]} seeds"
     return (
         f"{pair}: {words.title} {word} by {size} (improvement {ends}, {level}; margin {finding.margin:g}; "
@@ -143,3 +145,10 @@ def status_notes(report: Report) -> list[str]:
         subject = count(len(report.unjudged), "contrast")
         notes.append(f"{subject} could not be judged for want of outcomes{rest}: {', '.join(report.unjudged)}.")
     return notes
+
+
+def doubts(warnings: Sequence[str]) -> list[str]:
+    """One note at the top of the page for all warnings about reinforcement learning, which stand further below."""
+    if not warnings:
+        return []
+    return [f"{count(len(warnings), 'warning')} about the training runs: see how the policies learned."]
