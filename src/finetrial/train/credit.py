@@ -152,7 +152,7 @@ def gtpo_published(tokens: Tokens, alpha1: float, alpha2: float, entropy_floor: 
 
     Right completions: α1 + α2 (H / sum H) d_t, sum and number d_t over the right ones that reach position t. Wrong
     ones: -α1 - α2 ((1/H) / sum 1/H) h_t likewise, with H at least `entropy_floor`, for 1/H grows without bound on
-    certain tokens. Then both classes are brought to mean 0 and variance 1 (population), each for itself.
+    certain tokens. Then both classes are brought to mean 0 and variance 1 (population, 1e-8 added), each for itself.
 
     This starts from rewards, not from the advantage, which it replaces. Mind what the normalisation does: within each
     class the sum is 0, so tokens of a right completion can be pushed down, and a class of one completion, whose
@@ -178,7 +178,7 @@ def gtpo_published(tokens: Tokens, alpha1: float, alpha2: float, entropy_floor: 
         mean_M = np.bincount(at_M, mass_M)[at_M] / np.bincount(at_M)[at_M]
         # Share times number of live sequences is mass over mean mass; where no token has any they share alike.
         shaped_M = sign * (alpha1 + alpha2 * np.divide(mass_M, mean_M, out=np.ones(len(at_M)), where=mean_M > 0))
-        out_N[mine_N] = (shaped_M - shaped_M.mean()) / (shaped_M.std() + 1e-8)
+        out_N[mine_N] = (shaped_M - shaped_M.mean()) / np.sqrt(shaped_M.var() + 1e-8)
     return out_N
 
 

@@ -7,8 +7,7 @@ Shapes: K phrases, S groups.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +16,10 @@ from scipy.stats import false_discovery_control, hypergeom, norm
 
 from finetrial.errors import UserError
 
-WORD = re.compile(r"[^\W\d_]+(?:['’ʼ][^\W\d_]+)*")
-JOINT = re.compile(r"\s*,\s*|\s+")
-"""What may stand between two words of a phrase, as in `planning.planning_mask`."""
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:'[^\W\d_]+)*(?!'?\w)")
+RUN = re.compile(rf"{WORD.pattern}(?:(?:\s*,\s*|\s+){WORD.pattern})*")
+"""Words that a phrase may be taken from; between them stands what `planning.planning_mask` allows there."""
+APOSTROPHES = str.maketrans("’ʼ", "''")
 
 SAME = 0.9
 """Share of its texts from which on a shorter phrase is taken for a part of the longer one."""
@@ -72,8 +72,8 @@ def mine(
         correction: holm (family-wise) or benjamini_hochberg (false discovery rate).
 
     Returns:
-        Phrases in order of falling log odds. One that hardly occurs outside a longer one (90 % of its texts), or in
-        exactly the texts of another of its length, is left out before anything is tested.
+        Phrases in order of falling log odds. One that hardly occurs outside a longer one (90 % of its texts), or that
+        occurs in exactly the texts of another, no shorter one, is left out before anything is tested.
 
     Raises:
         UserError: lengths differ, no text succeeded or none failed, or n is no range of at least 1.
@@ -109,33 +109,39 @@ Words = tuple[str, ...]
 def _texts_of_grams(texts: Sequence[str], n: tuple[int, int], min_support: int) -> dict[Words, np.ndarray]:
     """Phrase -> ascending indices of the texts that contain it, for phrases with enough of them.
 
-    A longer phrase is counted only where both its shorter halves had support, so memory follows what is frequent.
+    All places are lengthened by one word at a time and renumbered; a place is given up once its phrase is too rare,
+    for no longer phrase can then be frequent. Time follows the number of words and memory what is frequent.
     """
-    runs = [list(_runs(text)) for text in texts]
-    frequent: dict[Words, np.ndarray] = {}
-    for size in range(n[0], n[1] + 1):
-        seen: defaultdict[Words, list[int]] = defaultdict(list)
-        for i, text_runs in enumerate(runs):
-            here = {tuple(run[at : at + size]) for run in text_runs for at in range(len(run) - size + 1)}
-            for words in here:
-                if size == n[0] or (words[1:] in frequent and words[:-1] in frequent):
-                    seen[words].append(i)
-        frequent |= {words: np.array(ids) for words, ids in seen.items() if len(ids) >= min_support}
-    return dict(sorted(frequent.items()))
-
-
-def _runs(text: str) -> Iterator[list[str]]:
-    """Runs of words that a phrase may be taken from."""
-    run: list[str] = []
-    end = 0
-    for match in WORD.finditer(text):
-        if run and not JOINT.fullmatch(text, end, match.start()):
-            yield run
-            run = []
-        run.append(re.sub("[’ʼ]", "'", match[0].lower()))
-        end = match.end()
-    if run:
-        yield run
+    numbers: dict[str, int] = {}
+    words: list[int] = []
+    owners: list[int] = []
+    for i, text in enumerate(texts):
+        for run in RUN.findall(text.lower().translate(APOSTROPHES)):
+            here = [numbers.setdefault(word, len(numbers)) for word in WORD.findall(run)]
+            words += [*here, -1]  # no phrase goes on beyond a run
+            owners += [i] * (len(here) + 1)
+    word_N, owner_N = np.array(words, np.int64), np.array(owners, np.int64)
+    spelled = list(numbers)
+    found: dict[Words, np.ndarray] = {}
+    at_M = np.flatnonzero(word_N >= 0)  # places where a phrase that is still frequent begins
+    id_M = word_N[at_M]
+    for size in range(1, n[1] + 1):
+        if size > 1:
+            next_M = word_N[at_M + size - 1]
+            at_M, id_M, next_M = at_M[next_M >= 0], id_M[next_M >= 0], next_M[next_M >= 0]
+            id_M = id_M * len(spelled) + next_M
+        _, first, id_M = np.unique(id_M, return_index=True, return_inverse=True)
+        pairs = np.sort(id_M * len(texts) + owner_N[at_M])
+        gram, owner = np.divmod(pairs[np.diff(pairs, prepend=-1) != 0], len(texts))
+        support = np.bincount(gram, minlength=len(first))
+        frequent, ends = support >= min_support, support.cumsum()
+        for k in np.flatnonzero(frequent).tolist() if size >= n[0] else ():
+            start = int(at_M[first[k]])
+            phrase = tuple(spelled[word] for word in words[start : start + size])
+            found[phrase] = owner[ends[k] - support[k] : ends[k]]
+        kept_M = frequent[id_M]
+        at_M, id_M = at_M[kept_M], id_M[kept_M]
+    return dict(sorted(found.items()))
 
 
 def _without_redundant(found: dict[Words, np.ndarray]) -> dict[Words, np.ndarray]:
@@ -146,9 +152,7 @@ def _without_redundant(found: dict[Words, np.ndarray]) -> dict[Words, np.ndarray
     for words in sorted(found, key=lambda words: (-len(words), words)):
         ids = found[words]
         signature = ids.tobytes()
-        if signature in signatures or covered.get(words, 0) >= SAME * len(ids):
-            pass
-        else:
+        if signature not in signatures and covered.get(words, 0) < SAME * len(ids):
             kept[words] = ids
             signatures.add(signature)
         for size in range(1, len(words)):

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 
 from finetrial.errors import UserError
-from finetrial.train.rl_config import PlanningConfig
 
 DEFAULT_GRAMS = (
     "let me think",
@@ -73,11 +72,6 @@ LEAST_SIMILARITY = 0.25
 
 Encode = Callable[[list[str]], np.ndarray]
 """Texts -> embeddings (W, D)."""
-
-
-def grams_of(config: PlanningConfig) -> tuple[str, ...]:
-    """The phrases of a configuration: its own, or the built-in list."""
-    return config.grams or DEFAULT_GRAMS
 
 
 def planning_mask(text: str, offsets_T2: np.ndarray, grams: Sequence[str]) -> np.ndarray:
