@@ -6,7 +6,7 @@ import struct
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +16,13 @@ import pytest
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.plan import Run
 from finetrial.campaign.spec import Spec, resolve
-from finetrial.campaign.tracking import tracking, wandb_name, wandb_row
+from finetrial.campaign.tracking import Tail, tracking, wandb_name, wandb_row
 from finetrial.data.select import Selection
 from finetrial.identity import digest
 
 wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
 wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
 BLOCK = 32768
-Track = Callable[[str, Mapping[str, Any]], None]
 
 
 @pytest.fixture
@@ -62,23 +61,19 @@ def run_of(condition: str, seed: int, decision: Any = "NEW") -> Run:
 
 
 class Training:
-    """Writes a run's metrics as the training loop and the store do, and tells of them."""
+    """Writes a run's metrics as the training loop and the store do."""
 
-    def __init__(self, folder: Folder, run: Run, track: Track):
-        self.folder, self.run, self.track = folder, run, track
+    def __init__(self, folder: Folder, run: Run):
+        self.folder, self.run = folder, run
         self.metrics = folder.checkpoint / run.name / "metrics.jsonl"
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         self.metrics.touch()
-        shown = folder.run(run.name) / "metrics.jsonl"
-        shown.parent.mkdir(parents=True, exist_ok=True)
-        shown.unlink(missing_ok=True)
-        shown.symlink_to(self.metrics)
+        folder.show_progress(run.name, self.metrics.parent)
 
     def step(self, step: int, **more: Any) -> None:
         row = {"step": step, "condition": self.run.condition, "seed": self.run.seed, "loss": 4.0 / step, **more}
         with self.metrics.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
-        self.track(self.run.name, row)
 
     def end(self, status: str = "done") -> None:
         with self.folder.store.put("train", self.run.key, {"status": status}) as target:
@@ -86,8 +81,8 @@ class Training:
         self.metrics.unlink()
 
 
-def deaf(name: str, row: Any) -> None:
-    """Tracking is off."""
+def files(folder: Folder) -> list[Path]:
+    return sorted((folder.path / ".wandb").rglob("*.wandb"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def records(file: Path) -> Iterator[Any]:
@@ -134,10 +129,6 @@ def sent(folder: Folder) -> dict[str, SimpleNamespace]:
     return dict(runs)
 
 
-def files(folder: Folder) -> list[Path]:
-    return sorted((folder.path / ".wandb").rglob("*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-
-
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not holds():
@@ -173,6 +164,21 @@ def test_what_is_missing_is_not_sent():
     assert wandb_row(sample) == {"step": 3, "train/sepa_gate_open": 1, "train/backpressure/regime": "scaling"}
 
 
+def test_a_tail_sees_whole_lines_and_notices_a_cut(tmp_path):
+    file, tail = tmp_path / "metrics.jsonl", Tail()
+    assert tail.rows(file) == []
+    file.write_text('{"step": 1}\n{"step": 2, "x": 1}\n{"ste')
+    assert [row["step"] for row in tail.rows(file)] == [1, 2]
+    with file.open("a") as stream:
+        stream.write('p": 3}\n')
+    assert [row["step"] for row in tail.rows(file)] == [3]
+    assert tail.rows(file) == []
+    file.write_text('{"step": 1}\n{"step": 2, "x": 22}\n{"step": 3, "y": 0}\n{"step": 4}\n')
+    assert [row["step"] for row in tail.rows(file)] == [1, 2, 3, 4]
+    file.write_text('{"step": 1}\n')
+    assert [row["step"] for row in tail.rows(file)] == [1]
+
+
 @pytest.mark.usefixtures("offline")
 def test_runs_of_a_cohort_are_sent_while_they_are_trained(folder, monkeypatch, tmp_path):
     project = tmp_path / "project"
@@ -180,15 +186,15 @@ def test_runs_of_a_cohort_are_sent_while_they_are_trained(folder, monkeypatch, t
     monkeypatch.chdir(project)
     said: list[str] = []
     a, b, failed, stopped = run_of("a", 1), run_of("b", 1), run_of("a", 2), run_of("b", 2, "STOPPED")
-    with tracking(spec(), folder, [a, b, failed, stopped], said.append) as track:
-        cohort = [Training(folder, run, track) for run in (a, b)]
+    with tracking(spec(), folder, [a, b, failed, stopped], said.append, poll_s=0.01):
+        cohort = [Training(folder, run) for run in (a, b)]
         for training in cohort:
             training.step(1, correct_rate=0.25, bp_regime="warmup", bp_p_star=None)
         until(lambda: len(files(folder)) == 2)  # both are open before they end
         for training in cohort:
             training.step(2, correct_rate=0.5)
             training.end()
-        third = Training(folder, failed, track)
+        third = Training(folder, failed)
         third.step(1, quarantined="loss is nan")
         third.end("quarantined")
     found = sent(folder)
@@ -213,17 +219,18 @@ def test_a_launch_that_goes_on_continues_the_same_run(folder):
     a = run_of("a", 1)
 
     def first_launch() -> None:
-        with tracking(spec(), folder, [a, run_of("b", 1)], said.append) as track:
-            training = Training(folder, a, track)
+        with tracking(spec(), folder, [a, run_of("b", 1)], said.append, poll_s=0.01):
+            training = Training(folder, a)
             training.step(1)
+            until(lambda: len(files(folder)) == 1)
             training.step(2)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         first_launch()
     assert sent(folder)["a_s1"].exits == [1]
-    with tracking(spec(), folder, [a, run_of("b", 1)], said.append) as track:
-        training = Training(folder, a, track)
+    with tracking(spec(), folder, [a, run_of("b", 1)], said.append, poll_s=0.01):
+        training = Training(folder, a)
         training.metrics.write_text(training.metrics.read_text().splitlines(keepends=True)[0])  # as at the checkpoint
         training.step(2)
         training.step(3)
@@ -233,16 +240,24 @@ def test_a_launch_that_goes_on_continues_the_same_run(folder):
     assert len(found["a_s1"].ids) == 1
     assert [row["step"] for row in found["a_s1"].rows] == [1, 2, 1, 2, 3]  # offline every session is whole
     assert found["a_s1"].exits == [1, 0]
-    with tracking(spec(), folder, [a], said.append):
+    with tracking(spec(), folder, [run_of("a", 1, "REUSE")], said.append, poll_s=0.01):
         pass
     assert len(files(folder)) == 2  # what is finished is not sent again
     assert len(said) == 2
 
 
 @pytest.mark.usefixtures("offline")
+def test_what_another_recipe_left_behind_is_not_sent(folder):
+    Training(folder, run_of("a", 1)).step(7)
+    with tracking(spec(), folder, [run_of("a", 1)], print, poll_s=0.01):
+        time.sleep(0.1)
+    assert not files(folder)
+
+
+@pytest.mark.usefixtures("offline")
 def test_runs_trained_before_are_sent_from_their_files(folder):
     reused = run_of("b", 1, "REUSE")
-    before = Training(folder, reused, deaf)
+    before = Training(folder, reused)
     before.step(1)
     before.step(2)
     before.end()
@@ -260,22 +275,18 @@ def test_what_wandb_has_is_not_sent_twice(folder, monkeypatch):
         log=lambda row, step, commit: logged.append(step), finish=lambda exit_code: logged.append("end"),
     )  # fmt: skip
     monkeypatch.setattr(wandb, "init", lambda **_: resumed)
-    with tracking(spec(), folder, [run_of("a", 1)], print) as track:
-        training = Training(folder, run_of("a", 1), track)
-        training.track = deaf
-        for step in (1, 2):
+    with tracking(spec(), folder, [run_of("a", 1)], print, poll_s=0.01):
+        training = Training(folder, run_of("a", 1))
+        for step in (1, 2, 3, 4):
             training.step(step)
-        training.track = track
-        training.step(3)
-        training.step(4)
         training.end()
     assert logged == [2, 3, 4, "end"]
 
 
 def test_without_a_project_nothing_happens(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with tracking(spec(None), folder, [run_of("a", 1)], pytest.fail) as track:
-        track("a_s1", {"step": 1})
+    with tracking(spec(None), folder, [run_of("a", 1)], pytest.fail):
+        pass
 
 
 def test_without_the_package_it_is_said_and_the_campaign_goes_on(folder, monkeypatch):
@@ -288,17 +299,17 @@ def test_without_the_package_it_is_said_and_the_campaign_goes_on(folder, monkeyp
 
     monkeypatch.setattr(builtins, "__import__", absent)
     said: list[str] = []
-    with tracking(spec(), folder, [run_of("a", 1)], said.append) as track:
-        track("a_s1", {"step": 1})
+    with tracking(spec(), folder, [run_of("a", 1)], said.append, poll_s=0.01):
+        pass
     assert len(said) == 1
     assert "pip install 'finetrial[wandb]'" in said[0]
 
 
 def launch(folder: Folder, said: list[str]) -> None:
     runs = [run_of("a", 1), run_of("b", 1)]
-    with tracking(spec(), folder, runs, said.append) as track:
+    with tracking(spec(), folder, runs, said.append, poll_s=0.01):
         for run in runs:
-            training = Training(folder, run, track)
+            training = Training(folder, run)
             training.step(1)
             training.end()
 

@@ -1,10 +1,10 @@
 """A campaign's runs in Weights & Biases: `[logging] wandb_project` (the extra `wandb`; no torch here).
 
 Every run becomes one W&B run: group = condition, tags = condition and seed, config = the resolved spec with
-`condition` and `seed`. Rows are handed to a thread of their own, so training never waits for W&B; `metrics.jsonl`
-stays the source of truth, from which whatever W&B lacks is sent. The id of a W&B run derives from the run's key: a
-launch that goes on after a crash continues the same W&B run, and a run that was trained before tracking was switched
-on is sent from its file.
+`condition` and `seed`. Its rows are read from `metrics.jsonl` while the file grows, by a thread of their own, so
+training neither knows of W&B nor waits for it, and `metrics.jsonl` stays the source of truth. The id of a W&B run
+derives from the run's key: a launch that goes on after a crash continues the same W&B run, and a run that was trained
+before tracking was switched on is sent from its file.
 
 A missing package, login or network is told once and ends the tracking, not the campaign. With WANDB_MODE=offline
 everything lies in `<campaign>/.wandb`, ready for `wandb sync`.
@@ -12,10 +12,11 @@ everything lies in `<campaign>/.wandb`, ready for `wandb sync`.
 
 import contextlib
 import json
-import queue
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from finetrial.campaign.plan import Run
 from finetrial.campaign.spec import Spec
 from finetrial.identity import digest
 from finetrial.store import read_json, write_json
+
+POLL_S = 2.0
+"""How often the metrics are looked at."""
 
 INIT_TIMEOUT_S = 30.0
 """How long W&B may take to answer before tracking is given up."""
@@ -74,13 +78,11 @@ def wandb_config(spec: Spec, run: Run) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def tracking(
-    spec: Spec, folder: Folder, runs: Sequence[Run], say: Say
-) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
-    """Yield a function that is told the name of a run and each row of its metrics; it returns at once.
+def tracking(spec: Spec, folder: Folder, runs: Sequence[Run], say: Say, poll_s: float = POLL_S) -> Iterator[None]:
+    """Send the metrics of `runs` to W&B as they are written inside the block; nothing without `wandb_project`.
 
-    Without `wandb_project` it does nothing. When the block ends, all of `runs` that are whole have been sent; when it
-    raises, those that were under way get what they have.
+    When the block ends, all of `runs` that are whole have been sent; when it raises, those that were under way get
+    what they have.
 
     Raises:
         Exception: a defect of finetrial in the tracking itself, at the end of the block. Errors of W&B, of the
@@ -91,19 +93,19 @@ def tracking(
     if project is None or wandb is None:
         if project is not None:
             say("W&B is not installed (pip install 'finetrial[wandb]'); the campaign goes on without it")
-        yield lambda name, row: None
+        yield
         return
     tracker = Tracker(wandb, project, spec, folder, runs, say)
     with ThreadPoolExecutor(1, "wandb") as pool:
-        working = pool.submit(tracker.work)
+        following = pool.submit(tracker.follow, poll_s)
         try:
-            yield tracker.log
+            yield
         except BaseException:
             tracker.interrupted = True
             raise
         finally:
-            tracker.rows.put(None)
-    working.result()
+            tracker.ended.set()
+    following.result()
 
 
 def _package() -> Any:
@@ -126,8 +128,31 @@ def _from_outside(error: Exception) -> bool:
     return isinstance(error, OSError | ValidationError) or type(error).__module__.partition(".")[0] == "wandb"
 
 
+@dataclass
+class Tail:
+    """What a file gained since the last look; it may meanwhile have been cut and written on from an earlier place."""
+
+    place: int = 0
+    last: bytes = b""
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        """New whole lines, parsed; all lines again when what was read before is no longer there."""
+        try:
+            with path.open("rb") as stream:
+                stream.seek(self.place - len(self.last))
+                if stream.read(len(self.last)) != self.last:
+                    self.place, self.last = 0, b""
+                    stream.seek(0)
+                whole = [line for line in stream if line.endswith(b"\n")]
+        except FileNotFoundError:  # not begun, or just moved into the store
+            return []
+        self.place += sum(map(len, whole))
+        self.last = whole[-1] if whole else self.last
+        return [json.loads(line) for line in whole]
+
+
 class Tracker:
-    """The W&B runs of one launch. All calls into W&B are made by the one thread that runs `work`."""
+    """The W&B runs of one launch. All calls into W&B are made by the one thread that runs `follow`."""
 
     def __init__(self, wandb: Any, project: str, spec: Spec, folder: Folder, runs: Sequence[Run], say: Say):
         self.wandb = wandb
@@ -138,81 +163,76 @@ class Tracker:
         self.home = folder.path / ".wandb"
         self.marks = self.home / "finished.json"
         self.finished: set[str] = set(read_json(self.marks)) if self.marks.is_file() else set()
-        self.runs = {run.name: run for run in runs if run.decision != "STOPPED"}
+        self.runs = {
+            run.name: run
+            for run in runs
+            if run.decision != "STOPPED" and not (run.decision == "REUSE" and self.id(run) in self.finished)
+        }
         self.open: dict[str, Any] = {}
         self.next_step: dict[str, int] = {}
-        self.rows: queue.SimpleQueue[tuple[str, Mapping[str, Any]] | None] = queue.SimpleQueue()
-        self.interrupted = self.off = False
+        self.tails = {name: Tail() for name in self.runs}
+        self.left_behind = {name: self._linked(name) for name in self.runs}
+        self.ended = threading.Event()
+        self.interrupted = False
 
     def id(self, run: Run) -> str:
         """Id of the W&B run: the same for the same result under the same name in the same campaign."""
         return digest([self.spec.campaign.name, run.name, run.key])[:16]
 
-    def log(self, name: str, row: Mapping[str, Any]) -> None:
-        """Hand over one row of the metrics of the run called `name`."""
-        if not self.off:
-            self.rows.put((name, row))
-
-    def work(self) -> None:
-        """Send what is handed over until None is, and then what W&B still lacks of runs that are whole."""
+    def follow(self, poll_s: float) -> None:
+        """Look at the metrics every `poll_s` seconds until the launch ends, and once more then."""
         try:
-            while (message := self.rows.get()) is not None:
-                self._take(*message)
-            for name in list(self.open) if self.interrupted else self.runs:
-                self._complete(name)
-            for name in list(self.open):
-                self._close(name, exit_code=1)
+            while not self.ended.wait(poll_s):
+                self._catch_up(list(self.runs))
+            self._catch_up(list(self.open) if self.interrupted else list(self.runs))
+            for run in self.open.values():
+                run.finish(exit_code=1)
         except Exception as error:
-            self.off = True
             if not _from_outside(error):
                 raise
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             self.say(f"W&B: {reason}; the campaign goes on without it, and metrics.jsonl has every row")
 
-    def _take(self, name: str, row: Mapping[str, Any]) -> None:
-        if name not in self.open:
-            for other in list(self.open):  # an earlier cohort has ended
-                self._complete(other)
-            self._begin(name)
-            for earlier in self._written(name):
-                if earlier["step"] < row["step"]:
-                    self._send(name, earlier)
-        self._send(name, row)
+    def _catch_up(self, names: Sequence[str]) -> None:
+        """Send what is new of these runs, and close those that are whole."""
+        for name in names:
+            whole = self.folder.store.has("train", self.runs[name].key)
+            path = self.folder.store.path("train", self.runs[name].key) / "metrics.jsonl" if whole else self._live(name)
+            for row in self.tails[name].rows(path) if path else ():
+                self._send(name, row)
+            if whole:
+                self._complete(name)
 
     def _send(self, name: str, row: Mapping[str, Any]) -> None:
         """Send a row that W&B does not have yet: a launch that goes on after a crash repeats steps."""
+        if name not in self.open:
+            self._begin(name)
         if row["step"] >= self.next_step[name]:
             self.open[name].log(wandb_row(row), step=row["step"], commit=True)
             self.next_step[name] = row["step"] + 1
 
     def _complete(self, name: str) -> None:
-        """If the run is whole: send what W&B lacks of it, close it, and note that it need not be sent again."""
-        run = self.runs[name]
-        if not self.folder.store.has("train", run.key):
-            return
+        """Close the W&B run, which W&B shows as failed if it was quarantined, and note that all of it is sent."""
+        run = self.runs.pop(name)
         if name not in self.open:
-            if self.id(run) in self.finished:
-                return
-            self._begin(name)
-        for row in self._written(name):
-            self._send(name, row)
-        counts = not self.open[name].disabled
-        self._close(name, exit_code=0 if self.folder.store.record("train", run.key)["status"] == "done" else 1)
-        if counts:
+            return  # it has no rows
+        opened = self.open.pop(name)
+        opened.finish(exit_code=0 if self.folder.store.record("train", run.key)["status"] == "done" else 1)
+        if not opened.disabled:
             self.finished.add(self.id(run))
             write_json(self.marks, sorted(self.finished))
 
-    def _close(self, name: str, exit_code: int) -> None:
-        """Close the W&B run, which W&B shows as failed where the code is not 0."""
-        self.open.pop(name).finish(exit_code=exit_code)
+    def _linked(self, name: str) -> int | None:
+        """When a link to metrics in the making was set in the run's folder; None where there is none."""
+        path = self.folder.run(name) / "metrics.jsonl"
+        with contextlib.suppress(FileNotFoundError):
+            return path.lstat().st_mtime_ns if path.is_symlink() else None
+        return None
 
-    def _written(self, name: str) -> list[dict[str, Any]]:
-        """Whole rows of the run's metrics so far: in the store, or where this launch writes them."""
-        key = self.runs[name].key
-        if not self.folder.store.has("train", key):
-            with contextlib.suppress(FileNotFoundError):  # it has just become whole
-                return _whole_rows(self.folder.run(name) / "metrics.jsonl")
-        return _whole_rows(self.folder.store.path("train", key) / "metrics.jsonl")
+    def _live(self, name: str) -> Path | None:
+        """Metrics of a run that this launch is training; a link that was there before may show another recipe."""
+        linked = self._linked(name)
+        return None if linked is None or linked == self.left_behind[name] else self.folder.run(name) / "metrics.jsonl"
 
     def _begin(self, name: str) -> None:
         run, wandb = self.runs[name], self.wandb
