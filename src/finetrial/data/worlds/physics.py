@@ -28,7 +28,7 @@ from finetrial.data.worlds.laws import (
 from finetrial.data.worlds.prose import has_any, is_prose, words
 from finetrial.records import Example
 
-VERSION = 1
+VERSION = 2
 
 LETTERS = "ABCD"
 TOLERANCE = 0.001
@@ -214,21 +214,20 @@ def _variation(dice: Dice) -> tuple[Law, str, str, Change, Change]:
     return law, cause, other, change, change if left or law.operator == "*" else INVERSE[change]
 
 
-def _options(topic: str, form: str, question: str, reason: str, options: Sequence[str], dice: Dice) -> Problem:
+def _options(topic: str, form: str, question: str, lead: str, options: Sequence[str], dice: Dice) -> Problem:
     """A multiple choice problem; the first option is the right one until they are shuffled.
 
-    The completion goes through the options until it meets the right one: small models copy forward long before they
-    can look a letter up.
+    Letters follow their options, in the question and in the completion that repeats the right one: small models copy
+    what comes next long before they can look up what came before.
     """
     shuffled = dice.sample(options, 4)
-    at = shuffled.index(options[0])
-    listed = "\n".join(f"{key}) {text}" for key, text in zip(LETTERS, shuffled, strict=True))
-    passed = "".join(f"{key}) {text}: no. " for key, text in zip(LETTERS[:at], shuffled[:at], strict=True))
+    letter = LETTERS[shuffled.index(options[0])]
+    listed = "\n".join(f"- {text} ({key})" for key, text in zip(LETTERS, shuffled, strict=True))
     return Problem(
         topic,
         f"{question}\n{listed}",
-        f"{reason} {passed}{LETTERS[at]}) {options[0]}: yes. Answer: {LETTERS[at]}",
-        {"answer": LETTERS[at], "choices": shuffled, "form": form},
+        f"{lead} {options[0]} ({letter}). Answer: {letter}",
+        {"answer": letter, "choices": shuffled, "form": form},
     )
 
 
@@ -241,9 +240,9 @@ def _unit(dice: Dice) -> Problem:
     others = [name for name in dict.fromkeys(q.unit_name for q in QUANTITIES.values()) if name != quantity.unit_name]
     options = [quantity.unit_name, *dice.sample(others, 3)]
     question = dice.pick(("What is the unit of {}?", "Which unit measures {}?", "In which unit is {} given?"))
-    reason = f"The unit of {quantity.name} is the {quantity.unit_name}."
+    lead = f"The unit of {quantity.name} is the"
     return _options(
-        _about(f"unit of {quantity.name}", options), "unit", question.format(quantity.name), reason, options, dice
+        _about(f"unit of {quantity.name}", options), "unit", question.format(quantity.name), lead, options, dice
     )
 
 
@@ -252,9 +251,9 @@ def _measured(dice: Dice) -> Problem:
     others = [q.name for q in QUANTITIES.values() if q.unit != quantity.unit]
     options = [quantity.name, *dice.sample(others, 3)]
     question = dice.pick(("What is measured in {}?", "Which quantity has the unit {}?"))
-    reason = f"{quantity.unit} is a unit of {quantity.name}."
+    lead = f"{quantity.unit} is a unit of"
     return _options(
-        _about(f"has {quantity.unit}", options), "quantity", question.format(quantity.unit), reason, options, dice
+        _about(f"has {quantity.unit}", options), "quantity", question.format(quantity.unit), lead, options, dice
     )
 
 
@@ -270,7 +269,7 @@ def _formula(dice: Dice) -> Problem:
     options = [law.formula, *dice.sample(wrong, 3)]
     question = dice.pick(("Which formula gives the {} from {} and {}?", "How do you find the {} from {} and {}?"))
     asked = question.format(law.result, law.left, law.right)
-    return _options(_about("formula", options), "formula", asked, f"The law is {law.formula}.", options, dice)
+    return _options(_about("formula", options), "formula", asked, "The law is", options, dice)
 
 
 def _scaling(dice: Dice) -> Problem:
@@ -278,8 +277,8 @@ def _scaling(dice: Dice) -> Problem:
     others = [c.result for c in CHANGES if c is not effect] + [UNCHANGED]
     options = [effect.result, *dice.sample(others, 3)]
     question = f"The {cause} {change.cause} and the {other} stays the same. What happens to the {law.result}?"
-    reason = f"{law.formula}, so {effect.result}."
-    return _options(f"{law.formula}: {cause} {change.cause}", "scaling", question, reason, options, dice)
+    lead = f"{law.formula}, so"
+    return _options(f"{law.formula}: {cause} {change.cause}", "scaling", question, lead, options, dice)
 
 
 def _computed(dice: Dice) -> Problem:
@@ -289,7 +288,7 @@ def _computed(dice: Dice) -> Problem:
     values = [value, *dice.sample([v for v in dict.fromkeys(wrong) if v > 0 and v != value], 3)]
     options = [f"{v:g} {law.unit}" for v in values]
     question = f"{_situation(law, a, b, dice)} {dice.pick(ASKS).format(law.result)}"
-    return _options(_case(law, a, b), "computed", question, steps, options, dice)
+    return _options(_case(law, a, b), "computed", question, f"{steps} That is", options, dice)
 
 
 def _instrument(dice: Dice) -> Problem:
@@ -297,17 +296,15 @@ def _instrument(dice: Dice) -> Problem:
     others = [name for key, name in INSTRUMENTS.items() if key != quantity]
     options = [INSTRUMENTS[quantity], *dice.sample(others, 3)]
     question = dice.pick(("Which instrument measures {}?", "What do you need to measure {}?")).format(quantity)
-    reason = f"The instrument for {quantity} is the {INSTRUMENTS[quantity]}."
-    return _options(_about(f"instrument for {quantity}", options), "instrument", question, reason, options, dice)
+    lead = f"The instrument for {quantity} is the"
+    return _options(_about(f"instrument for {quantity}", options), "instrument", question, lead, options, dice)
 
 
 def _direction(dice: Dice) -> Problem:
     kind, right, wrong = ("vector", VECTORS, SCALARS) if dice.chance(50) else ("scalar", SCALARS, VECTORS)
     options = [dice.pick(right), *dice.sample(wrong, 3)]
     question = dice.pick(("Which of these is a {}?", "Find the {}.")).format(kind)
-    return _options(
-        _about(kind, options), "direction", question, f"{options[0].capitalize()} is a {kind}.", options, dice
-    )
+    return _options(_about(kind, options), "direction", question, f"A {kind} is", options, dice)
 
 
 FORMS = (_unit, _measured, _formula, _scaling, _computed, _instrument, _direction)
