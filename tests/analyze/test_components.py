@@ -71,8 +71,9 @@ def test_a_frozen_base_adds_no_seed_component() -> None:
     ("metric", "better"),
     [("nll", "lower"), ("bits_per_byte", "lower"), ("perplexity", "lower"), ("correct", "higher"), ("reward", "higher"),
      ("pass@10", "higher"), ("accuracy", "higher"), ("score", "higher"), ("distinct_2", "higher"),
-     ("ead_1", "higher"), ("self_bleu_4", "lower"), ("vendi", "higher"),
-     ("semantic_diversity", "higher"), ("type_token_ratio", "higher"), ("duplicate_share", "lower"), ("degeneration_rate", "lower")],
+     ("ead_1", "higher"), ("self_bleu_4", "lower"), ("vendi", "higher"), ("semantic_diversity", "higher"),
+     ("type_token_ratio", "higher"), ("duplicate_share", "lower"),
+     ("degeneration_rate", "lower")],
 )  # fmt: skip
 def test_directions(metric: str, better: str) -> None:
     assert direction(metric) == better
