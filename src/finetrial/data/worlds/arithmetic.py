@@ -48,7 +48,8 @@ def answer_of(text: str) -> int | None:
 
 
 def generate(count: int, seed: int, split: Split) -> Iterator[Example]:
-    """Yield `count` questions with worked answers; `meta` holds `answer` (int), `expression` and `terms`.
+    """Yield `count` questions with worked answers; `meta` holds `answer` (int), `expression`, `terms` and
+    `kind` (`kind_of`).
 
     The group is the problem up to the order of the operands of a sum or product, and it decides the split.
     """
@@ -71,9 +72,16 @@ def generate(count: int, seed: int, split: Split) -> Iterator[Example]:
                 {"role": "user", "content": question},
                 {"role": "assistant", "content": _worked(dice, terms, steps, answer)},
             ),
-            meta={"answer": answer, "expression": expression, "terms": (len(terms) + 1) // 2},
+            meta={"answer": answer, "expression": expression, "terms": (len(terms) + 1) // 2, "kind": kind_of(terms)},
         )
         produced += 1
+
+
+def kind_of(terms: Terms) -> str:
+    """`sum` and `product` of two terms, `chain` of three with sums alone, `mixed` of three with a product."""
+    if "*" in terms:
+        return "product" if len(terms) == 3 else "mixed"
+    return "sum" if len(terms) == 3 else "chain"
 
 
 def canonical_problem(terms: Terms) -> str:

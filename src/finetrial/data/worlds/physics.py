@@ -28,7 +28,7 @@ from finetrial.data.worlds.laws import (
 from finetrial.data.worlds.prose import has_any, is_prose, words
 from finetrial.records import Example
 
-VERSION = 2
+VERSION = 1
 
 LETTERS = "ABCD"
 TOLERANCE = 0.001

@@ -12,7 +12,7 @@ from finetrial.data.worlds import physics
 from finetrial.data.worlds.dice import Dice, Split
 from finetrial.records import Example
 
-VERSION = 2
+VERSION = 1
 
 DEFECT_SHARE = 35
 """Of a hundred rows, how many are given a defect."""
