@@ -53,6 +53,44 @@ minus_suite = "gold"
 """
 
 
+PRACTICE = """
+[campaign]
+name = "practice"
+question = "Which credit rule learns?"
+seeds = [1, 2, 3]
+max_steps = 2
+
+[model]
+base = "{base}"
+lora_rank = 2
+max_length = 128
+
+[tasks]
+source = "world:arithmetic?count=60&seed=5"
+held_out = 5
+
+[rl]
+group_size = 4
+reward = "random"
+sampling = {{ max_tokens = 5 }}
+
+[training]
+learning_rate = 5e-3
+batch_size = 2
+
+[evaluation]
+max_tokens = 5
+
+[[campaign.conditions]]
+advantage_mode = "grpo"
+
+[[campaign.conditions]]
+advantage_mode = "maxrl"
+transform_mode = "gtpo_sepa"
+"""
+"""Chance rewards, since a random base answers nothing right: the loop learns from noise, and measures the truth."""
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3 of 20 thousand numbers with the built-in tokenizer, saved as a folder."""
@@ -82,4 +120,12 @@ def campaign(tiny_base: Path, tmp_path: Path) -> Path:
     """A campaign file of two conditions and three seeds on the tiny base."""
     path = tmp_path / "tiny.toml"
     path.write_text(CAMPAIGN.format(base=tiny_base))
+    return path
+
+
+@pytest.fixture
+def practice(tiny_base: Path, tmp_path: Path) -> Path:
+    """A campaign file of reinforcement learning: two conditions and three seeds on the tiny base."""
+    path = tmp_path / "practice.toml"
+    path.write_text(PRACTICE.format(base=tiny_base))
     return path

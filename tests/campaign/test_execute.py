@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from finetrial.campaign import prepare, stages
+from finetrial.campaign import measure, prepare, stages
 from finetrial.campaign.describe import progress
 from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.folder import Folder, open_folder
 from finetrial.campaign.spec import load_spec
 from finetrial.errors import LeakError, UserError
 from finetrial.report.build import build, gather
-from finetrial.train import sft
+from finetrial.train import cohort
 
 
 def launch(campaign: Path, logs: Path, *overrides: str, said: list[str] | None = None) -> Folder:
@@ -75,7 +75,7 @@ def test_a_second_launch_trains_and_evaluates_nothing(
         raise AssertionError("nothing was left to do")
 
     monkeypatch.setattr(stages, "train_cohort", refuse)
-    monkeypatch.setattr(stages, "perplexity", refuse)
+    monkeypatch.setattr(measure, "perplexity", refuse)
     said: list[str] = []
     assert outcomes(launch(campaign, tmp_path / "logs", said=said)) == before
     skipped = [line for line in said if "is already evaluated" in line]
@@ -144,14 +144,14 @@ class PowerCutError(Exception):
 
 def cut_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Stop the next training after the checkpoint of `step`, as a kill would."""
-    real = sft.checkpoints.save
+    real = cohort.checkpoints.save
 
     def save(folder: Path, at: int, *rest: Any) -> None:
         real(folder, at, *rest)
         if at == step:
             raise PowerCutError
 
-    monkeypatch.setattr(sft.checkpoints, "save", save)
+    monkeypatch.setattr(cohort.checkpoints, "save", save)
 
 
 def test_recipes_edited_between_interruptions_do_not_mix(

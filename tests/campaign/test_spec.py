@@ -1,5 +1,6 @@
 """Campaign files: what is inherited, what is refused and how the refusal reads."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,6 @@ def test_contrasts_are_named_and_checked() -> None:
         ({"contrasts": [{"candidate": "a", "suite": "gold"}]}, "'baseline' is missing"),
         ({"contrasts": [{"candidate": "a", "baseline": "b", "suite": "gold"}] * 2}, "declared twice"),
         ({"split": {"test_sets": {"gold": {"kind": "gold", "nn": 1}}}}, r"\[split.test_sets.gold\] unknown key 'nn'"),
-        ({"campaign": {"conditions": [{"advantage_mode": "grpo"}]}}, "reinforcement learning"),
         ({"training": {"epochs": 1}, "campaign": {"max_steps": 3, "conditions": [{"name": "a"}]}}, "both say how long"),
         ({"training": {"learning_rate": float("inf")}}, "learning_rate: .*finite"),
         ({"training": {"batch_size": True}}, "expected a number, not a truth value"),
@@ -100,13 +100,182 @@ def test_contrasts_are_named_and_checked() -> None:
             {"contrasts": [{"candidate": "a", "baseline": "b", "suite": "gold", "minus_suite": "gold"}]},
             "minus itself is nothing",
         ),
-        ({"squeeze": {"min_variance_retention": 0.9}}, "not available in this version"),
-        ({"logging": {"wandb_project": "x"}}, "not available in this version"),
     ],
 )
 def test_refusals_name_the_place_and_the_nearest_key(tables: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         spec(**tables)
+
+
+SWEEP = """
+[campaign]
+seeds = [42, 101, 202]
+max_steps = 100
+
+[[campaign.conditions]]
+advantage_mode = "grpo"
+transform_mode = "none"
+
+[[campaign.conditions]]
+advantage_mode = "maxrl"
+transform_mode = "gtpo_sepa"
+
+[model]
+lora_rank = 128
+
+[squeeze]
+min_variance_retention = 0.95
+
+[logging]
+wandb_project = "test-sweep"
+"""
+
+
+def practised(**tables: object) -> Spec:
+    conditions = [{"advantage_mode": "grpo"}, {"advantage_mode": "maxrl", "transform_mode": "gtpo_sepa"}]
+    return resolve({"campaign": {"conditions": conditions}, **tables}, "file.toml")
+
+
+def test_a_sweep_of_credit_rules_needs_nothing_but_the_rules() -> None:
+    loaded = resolve(tomllib.loads(SWEEP), "file.toml", "sweep")
+    assert [condition.name for condition in loaded.conditions] == ["grpo+none", "maxrl+gtpo_sepa"]
+    assert {condition.objective for condition in loaded.conditions} == {"rl"}
+    assert {condition.training.steps(3000) for condition in loaded.conditions} == {100}
+    assert loaded.tasks is not None
+    assert loaded.tasks.source.startswith("world:arithmetic")
+    assert loaded.split is None  # no pool is read
+    assert loaded.campaign.primary_metric == "correct"
+    assert [contrast.name for contrast in loaded.contrasts] == [
+        "maxrl+gtpo_sepa vs grpo+none on held_out",
+        "grpo+none vs base on held_out",
+        "maxrl+gtpo_sepa vs base on held_out",
+    ]
+    assert "3 by default" in (loaded.by_default or "")
+    assert loaded.squeeze is not None
+    assert loaded.squeeze.min_variance_retention == 0.95
+    assert loaded.logging.wandb_project == "test-sweep"
+
+
+def test_supervised_campaigns_are_what_they_were() -> None:
+    loaded = spec()
+    assert {condition.objective for condition in loaded.conditions} == {"sft"}
+    assert (loaded.tasks, loaded.contrasts, loaded.by_default) == (None, (), None)
+    assert loaded.campaign.primary_metric == "nll"
+
+
+@pytest.mark.parametrize(
+    ("tables", "objectives"),
+    [
+        ({}, ["sft", "rl"]),
+        ({"rl": {}}, ["rl", "rl"]),
+        ({"tasks": {}}, ["rl", "rl"]),
+        ({"tasks": {}, "data": {}}, ["sft", "rl"]),
+        ({"training": {"objective": "rl"}}, ["rl", "rl"]),
+    ],
+)
+def test_what_a_condition_trains_by(tables: dict, objectives: list[str]) -> None:
+    conditions = [{"name": "a"}, {"name": "b", "rl": {"group_size": 4}}]
+    loaded = resolve({"campaign": {"conditions": conditions}, **tables})
+    assert [condition.objective for condition in loaded.conditions] == objectives
+    assert (loaded.split is not None) == ("sft" in objectives or "data" in tables)
+    assert loaded.tasks is not None
+
+
+def test_a_condition_overrides_single_fields_of_nested_tables() -> None:
+    loaded = practised(
+        rl={"group_size": 4, "loss": {"kind": "gspo", "clip_high": 0.3}},
+        tasks={"instruction": "Think.", "held_out": 50, "grader": {"kind": "numeric", "tolerance": 0.5}},
+        campaign={
+            "conditions": [
+                {"name": "a"},
+                {"name": "b", "rl": {"loss": {"clip_high": 0.4}}, "tasks": {"grader": {"tolerance": 0.1}}},
+            ]
+        },
+    )
+    a, b = loaded.conditions
+    assert a.rl is not None
+    assert b.rl is not None
+    assert (a.rl.loss.kind, a.rl.loss.clip_high, a.rl.group_size) == ("gspo", 0.3, 4)
+    assert (b.rl.loss.kind, b.rl.loss.clip_high, b.rl.group_size) == ("gspo", 0.4, 4)
+    assert b.tasks is not None
+    assert (b.tasks.instruction, b.tasks.grader.kind, b.tasks.grader.tolerance) == ("Think.", "numeric", 0.1)
+    assert loaded.tasks is not None
+    assert (loaded.tasks.held_out, loaded.tasks.pool.grader.tolerance) == (50, 0.5)
+
+
+def test_metrics_belong_to_kinds_of_suites() -> None:
+    tables = {
+        "evaluation": {"samples": 8, "temperature": 1.0, "every": 10},
+        "suites": [{"name": "prose", "source": "x.jsonl"}, {"name": "hard", "kind": "tasks", "source": "y.jsonl"}],
+        "contrasts": [
+            {"candidate": "maxrl+gtpo_sepa", "baseline": "base", "suite": "prose"},
+            {"candidate": "maxrl+gtpo_sepa", "baseline": "base", "suite": "hard", "metric": "pass@4"},
+            {"candidate": "maxrl+gtpo_sepa", "baseline": "grpo+none", "suite": "held_out@20"},
+        ],
+    }
+    loaded = practised(**tables)
+    assert [contrast.metric for contrast in loaded.contrasts] == ["nll", "pass@4", None]
+    assert loaded.contrasts_declared
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"rl": {"group_sizes": 4}}, r"\[rl\] unknown key 'group_sizes' \(did you mean 'group_size'\?\)"),
+        ({"campaign": {"conditions": [{"advantage_mode": "gpro"}]}}, r"rl\] advantage_mode: .*'grpo'.*got 'gpro'"),
+        (
+            {"campaign": {"conditions": [{"advantage_mode": "grpo", "rl": {"advantage_mode": "rloo"}}]}},
+            "advantage_mode is written twice",
+        ),
+        (
+            {"campaign": {"conditions": [{"advantage_mode": "grpo", "selection": {"n": 5}}]}},
+            r"selection: of no effect.*objective is rl.*training.objective = 'sft'",
+        ),
+        (
+            {"training": {"objective": "sft"}, "campaign": {"conditions": [{"name": "a", "transform_mode": "gtpo"}]}},
+            r"transform_mode: of no effect.*objective is sft",
+        ),
+        ({"selection": {"n": 5}}, r"\[selection\] is of no effect"),
+        ({"rl": {}, "training": {"objective": "sft"}, "campaign": MINIMAL["campaign"]}, r"\[rl\] is of no effect"),
+        (
+            {"campaign": {"conditions": [{"advantage_mode": "grpo", "tasks": {"held_out": 5}}]}},
+            "held_out: the held-out tasks are common to all conditions",
+        ),
+        ({"campaign": {"conditions": [{"advantage_mode": "grpo"}, {"transform_mode": "none"}]}}, "called 'grpo.none'"),
+        ({"suites": [{"name": "held_out", "source": "x"}]}, "two suites are called 'held_out'"),
+        ({"suites": [{"name": "x", "source": "x", "instruction": "Think."}]}, "instruction: only for kind = 'tasks'"),
+        ({"evaluation": {"samples": 4}}, "samples = 4 at temperature 0 are all the same"),
+        (
+            {"contrasts": [{"candidate": "grpo+none", "baseline": "base", "suite": "held_out", "metric": "nll"}]},
+            "'nll' is not measured on suites of kind tasks",
+        ),
+        (
+            {"contrasts": [{"candidate": "grpo+none", "baseline": "base", "suite": "held_out", "metric": "pass@4"}]},
+            "'pass@4' needs 4 samples of every item; .*samples is 1",
+        ),
+        (
+            {
+                "evaluation": {"every": 10},
+                "contrasts": [{"candidate": "grpo+none", "baseline": "base", "suite": "held_out@10"}],
+            },
+            "the base has no steps",
+        ),
+        ({"contrasts": [{"candidate": "grpo+none", "baseline": "base", "suite": "gold"}]}, "'gold' is not evaluated"),
+        (
+            {
+                "suites": [{"name": "prose", "source": "x.jsonl"}],
+                "contrasts": [
+                    {"candidate": "grpo+none", "baseline": "base", "suite": "held_out", "minus_suite": "prose"}
+                ],
+            },
+            "they share no metric",
+        ),
+        ({"squeeze": {"min_variance_retention": 1.5}}, r"\[squeeze\] min_variance_retention"),
+    ],
+)
+def test_refusals_of_practice_name_the_place(tables: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        practised(**tables)
 
 
 def test_overrides_address_conditions_by_name_or_index(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from finetrial.campaign.design import detectable
 from finetrial.campaign.execute import RunOptions
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.interim import next_look, sizes
-from finetrial.campaign.plan import Plan, cohorts
+from finetrial.campaign.plan import Plan, Run, cohorts
 from finetrial.campaign.prepare import Prepared
 from finetrial.campaign.spec import Spec
 from finetrial.store import Store
@@ -34,16 +34,25 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
                 "decisions": ", ".join(f"{n} {d}" for d, n in Counter(r.decision for r in runs).items()),
             }
         )
-    trained = sum(_trained_tokens(spec, run.condition, run.steps, run.selection.facts) for run in decided.pending)
-    speed = _measured_speed(Store(options.logs / ".store"), prepared.inputs.numerics, prepared.inputs.base_key)
+    objectives = list(dict.fromkeys(run.objective for run in decided.pending))
+    tokens = {
+        objective: sum(_tokens(spec, run) for run in decided.pending if run.objective == objective)
+        for objective in objectives
+    }
+    store = Store(options.logs / ".store")
+    speeds = {
+        objective: _measured_speed(store, prepared.inputs.numerics, prepared.inputs.base_key, objective)
+        for objective in ("sft", "rl")
+    }
+    trained = sum(tokens.values())
     groups = list(cohorts(decided.pending, options.cohort_size))
     sentences = [
         f"{len(decided.pending)} of {len(decided.runs)} runs to train, in {len(groups)} cohorts; "
-        f"about {trained:,} tokens through the base",
-        f"about {trained / speed:.0f} s of training at the {speed:,.0f} tokens/s measured here before"
-        if speed
-        else "no training time is known yet: nothing was trained on this base and machine before",
+        f"{'at most' if 'rl' in tokens else 'about'} {trained:,} tokens through the base",
+        *(_time(objective, tokens[objective], speeds[objective]) for objective in objectives),
     ]
+    if spec.by_default:
+        sentences.append(spec.by_default)
     if spec.looks is not None:
         at = ", ".join(map(str, sizes(spec)))
         sentences.append(f"looks at {at} of {len(spec.campaign.seeds)} seeds: less where contrasts are decided early")
@@ -53,7 +62,7 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
         "to_train": len(decided.pending),
         "cohorts": [[run.name for run in group] for group in groups],
         "tokens": trained,
-        "tokens_per_second": speed,
+        "tokens_per_second": speeds,
         "conditions": conditions,
         "suites": [
             {"name": s.name, "items": len(s.items), "groups": s.groups, "description": s.description}
@@ -95,18 +104,38 @@ def progress(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _trained_tokens(spec: Spec, condition: str, steps: int, facts: Any) -> int:
-    """Tokens that `steps` batches of average rows put through the base."""
+def _tokens(spec: Spec, run: Run) -> int:
+    """Tokens that a run puts through the base: batches of average rows; of practice every prompt with whole groups of
+    completions of the greatest length, drawn once and learnt from."""
+    condition, facts = spec.condition(run.condition), run.selection.facts
     per_row = facts["tokens"] / max(1, facts["examples"])
-    return round(steps * spec.condition(condition).training.batch_size * per_row)
+    if condition.rl is not None:
+        per_row = condition.rl.group_size * (per_row + 2 * condition.rl.sampling.max_tokens)
+    return round(run.steps * condition.training.batch_size * per_row)
 
 
-def _measured_speed(store: Store, numerics: str, base_key: str) -> float | None:
+def _time(objective: str, tokens: int, speed: float | None) -> str:
+    kind = {"sft": "training", "rl": "practice"}[objective]
+    if speed is None:
+        return f"no {kind} time is known yet: nothing was trained so on this base and machine before"
+    most = {"sft": "about", "rl": "at most"}[objective]
+    return f"{most} {tokens / speed:.0f} s of {kind} at the {speed:,.0f} tokens/s measured here before"
+
+
+def _measured_speed(store: Store, numerics: str, base_key: str, objective: str) -> float | None:
     """Tokens per second per cohort of the last results on this base and machine, weighted by time; None if none."""
     records = [store.record("train", key) for key in store.keys("train")]
-    used = [r for r in records if r["numerics"] == numerics and r["base_key"] == base_key and r["seconds"] > 0]
+    used = [
+        r
+        for r in records
+        if r["numerics"] == numerics
+        and r["base_key"] == base_key
+        and r["seconds"] > 0
+        and r.get("objective", "sft") == objective
+    ]
     seconds = sum(record["seconds"] for record in used)
-    return sum(record["realised"]["tokens"] for record in used) / seconds if seconds else None
+    tokens = sum(r["realised"]["tokens"] + r["realised"].get("sampled_tokens", 0) for r in used)
+    return tokens / seconds if seconds else None
 
 
 def _last_step(path: Path) -> int | None:

@@ -19,7 +19,8 @@ from finetrial.analyze.words import count, number
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.interim import schedule_of
 from finetrial.campaign.plan import Suite
-from finetrial.campaign.spec import BASE, Spec
+from finetrial.campaign.settings import BASE
+from finetrial.campaign.spec import Spec
 from finetrial.errors import UserError
 
 TARGET = 0.8

@@ -5,6 +5,7 @@ Every stage result goes into the store under its key, so the same launch after a
 the rest; nothing is lost and nothing is done twice.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,25 @@ from typing import Any, get_args
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
 from finetrial.campaign.folder import Folder, Say, publish, write_outcomes
-from finetrial.campaign.manifest import base_facts, integrity, new_manifest, now, run_entries
+from finetrial.campaign.launch import Launch
+from finetrial.campaign.manifest import (
+    base_facts,
+    integrity,
+    new_manifest,
+    now,
+    proven,
+    run_entries,
+    squeeze_facts,
+)
+from finetrial.campaign.measure import COMPLETIONS
 from finetrial.campaign.plan import Decision, Plan, Run, cohorts, plan
+from finetrial.campaign.practice import Graders
 from finetrial.campaign.prepare import Prepared, prepare
 from finetrial.campaign.spec import Spec
 from finetrial.campaign.stages import STAGES, unfinished
+from finetrial.campaign.tracking import tracking
 from finetrial.model.base import load_base
+from finetrial.model.peft_format import load_peft
 from finetrial.records import Outcome
 from finetrial.store import read_json
 
@@ -89,7 +103,8 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         spec = dry(spec, options.max_steps)
     folder = Folder(options.logs, spec.campaign.name)
     clock = Clock()
-    with folder.lock():
+    with contextlib.ExitStack() as exits:
+        exits.enter_context(folder.lock())
         folder.store.sweep()
         prepared, decided = _prepared(spec, folder, options, say, freeze_tests=True)
         manifest = new_manifest(spec, prepared, decided, is_dry)
@@ -98,13 +113,19 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         if spec.looks is not None:
             manifest["looks"] = {"planned": list(interim.sizes(spec)), "taken": earlier}
         if previous.get("outcomes_of") != manifest["outcomes_of"]:
-            (folder.path / "outcomes.parquet").unlink(missing_ok=True)
+            for stale in ("outcomes.parquet", COMPLETIONS):
+                (folder.path / stale).unlink(missing_ok=True)
         folder.write_manifest(manifest)
         clock.lap("data_s")
-        _tell(decided, say)
+        _tell(spec, decided, say)
+        graders = exits.enter_context(Graders())
+        checks = prepared.integrity + proven(graders.prove(prepared.tasks, folder.store))
+        clock.lap("data_s")
 
         base = load_base(spec.model, options.device)
         manifest["base"] |= base_facts(base)
+        launch = Launch(base, folder, spec, prepared, graders, say)
+        exits.enter_context(tracking(spec, folder, decided.runs, say))
         clock.lap("model_io_s")
         records: dict[str, dict[str, Any]] = {}
         taken: list[interim.Look] = []
@@ -114,15 +135,17 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
                 break  # every condition has stopped
             missing = [run for run in part.runs if run.decision != "REUSE" and run.name not in records]
             for cohort in _cohorts(folder, part, missing, options.cohort_size):
-                STAGES["train"](base, folder, spec, cohort, prepared, say)
+                STAGES["train"](launch, cohort)
                 records |= {run.name: _publish(folder, run) for run in cohort}
                 manifest["runs"] = run_entries(decided, records, taken)
+                _squeeze(launch, decided, records, manifest)
                 folder.write_manifest(manifest)
                 clock.lap("train_s")
             records |= {run.name: _publish(folder, run) for run in part.runs}
+            _squeeze(launch, decided, records, manifest)
             clock.lap("model_io_s")
-            outcomes = STAGES["evaluate"](base, folder, spec, part, records, prepared, say)
-            manifest["integrity"] = prepared.integrity + integrity(part, records, outcomes, is_dry)
+            outcomes = STAGES["evaluate"](launch, part, records)
+            manifest["integrity"] = checks + integrity(part, records, outcomes, is_dry)
             if spec.looks is not None and interim.undecided(spec, taken):
                 taken.append(_take_look(spec, n_seeds, decided, records, outcomes, taken, manifest, say))
             manifest["runs"] = run_entries(decided, records, taken)
@@ -146,13 +169,29 @@ def _cohorts(folder: Folder, part: Plan, missing: Sequence[Run], size: int) -> I
     yield from cohorts([run for run in missing if run.key not in taken], size)
 
 
-def _tell(decided: Plan, say: Say) -> None:
+def _squeeze(launch: Launch, decided: Plan, records: Mapping[str, Mapping[str, Any]], manifest: dict[str, Any]) -> None:
+    """With `[squeeze]`: say once, of the first finished run, how small a rank would have done."""
+    done = [run for run in decided.runs if records.get(run.name, {}).get("status") == "done"]
+    config = launch.spec.squeeze
+    if config is None or "squeeze" in manifest or not done:
+        return
+    adapter = load_peft(launch.folder.store.path("train", done[0].key) / "adapter")
+    manifest["squeeze"] = found = squeeze_facts(done[0].name, adapter, config.min_variance_retention)
+    launch.say(
+        f"squeeze: rank {found['recommended_rank']} of {found['source_rank']} keeps {found['mean']:.3f} of the change "
+        f"of {done[0].name}'s weights, {found['min']:.3f} of its worst layer's"
+    )
+
+
+def _tell(spec: Spec, decided: Plan, say: Say) -> None:
     counts = {d: sum(run.decision == d for run in decided.runs) for d in get_args(Decision)}
     listed = ", ".join(f"{count} {decision}" for decision, count in counts.items() if count)
     say(f"{len(decided.runs)} runs: {listed}; {len(decided.suites)} suites")
     for run in decided.runs:
         if run.decision in ("RETRAIN", "STALE"):
             say(f"  {run.name} {run.decision}: {run.reason}")
+    if spec.by_default:
+        say(spec.by_default)
 
 
 def _publish(folder: Folder, run: Run) -> dict[str, Any]:

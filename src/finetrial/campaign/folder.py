@@ -41,6 +41,10 @@ OUTCOME_SCHEMA = pa.schema(
 """Columns of `outcomes.parquet`, as in `records.Outcome`."""
 
 
+LIVE = {"sft": ("metrics.jsonl",), "rl": ("metrics.jsonl", "emergence")}
+"""Objective -> what readers may follow while a run is trained."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """Paths of one campaign below `logs`."""
@@ -72,12 +76,15 @@ class Folder:
         records = sorted((self.path / "runs").glob("[!.]*/record.json"))
         return {record.parent.name: read_json(record)["key"] for record in records}
 
-    def show_progress(self, name: str, metrics: Path) -> None:
-        """Let readers follow a run that is being trained: its metrics file points to the one being written."""
-        shown = self.run(name) / "metrics.jsonl"
-        shown.parent.mkdir(parents=True, exist_ok=True)
-        shown.unlink(missing_ok=True)
-        shown.symlink_to(os.path.relpath(metrics, shown.parent))
+    def show_progress(self, name: str, written: Path, objective: str = "sft") -> None:
+        """Let readers follow a run that is being trained: its files point into `written`, where they grow."""
+        for file in LIVE[objective]:
+            shown = self.run(name) / file
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            if shown.is_dir() and not shown.is_symlink():
+                shutil.rmtree(shown)
+            shown.unlink(missing_ok=True)
+            shown.symlink_to(os.path.relpath(written / file, shown.parent))
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of an earlier launch, or None."""
@@ -153,7 +160,7 @@ def publish(source: Path, target: Path, condition: str) -> None:
     """Copy a finished run to where readers look for it, under the name its condition has in this campaign.
 
     The artefact's marker becomes `record.json`. The same run may have another name in another campaign; `condition`
-    is written into the record and into every line of the metrics.
+    is written into the record and into every line of metrics and logs.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -161,10 +168,18 @@ def publish(source: Path, target: Path, condition: str) -> None:
     record = read_json(partial / DONE)
     (partial / DONE).unlink()
     if record["condition"] != condition:
-        rows = [json.loads(line) for line in (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        lines = [json.dumps({**row, "condition": condition}) + "\n" for row in rows]
-        (partial / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        for file in sorted(partial.rglob("*.jsonl")):
+            _rename(file, condition)
     write_json(partial / "record.json", {**record, "condition": condition})
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
+
+
+def _rename(file: Path, condition: str) -> None:
+    """Write `condition` into every line of a file of JSON lines, one line at a time."""
+    partial = file.with_name(f".{file.name}.partial")
+    with file.open(encoding="utf-8") as old, partial.open("w", encoding="utf-8") as new:
+        for line in old:
+            new.write(json.dumps({**json.loads(line), "condition": condition}, ensure_ascii=False) + "\n")
+    partial.replace(file)

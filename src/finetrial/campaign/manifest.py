@@ -12,9 +12,12 @@ from typing import Any
 from finetrial.campaign import interim
 from finetrial.campaign.plan import Plan, Run
 from finetrial.campaign.prepare import Prepared
-from finetrial.campaign.spec import BASE, Spec
+from finetrial.campaign.settings import BASE
+from finetrial.campaign.spec import Spec
 from finetrial.identity import digest
+from finetrial.model.adapters import Adapter
 from finetrial.model.base import Base
+from finetrial.model.squeeze import analyse, recommend
 from finetrial.records import Outcome
 
 
@@ -40,7 +43,9 @@ def new_manifest(spec: Spec, prepared: Prepared, decided: Plan, is_dry: bool) ->
                 "description": suite.description,
             }
             for suite in decided.suites
+            if suite.step is None
         },
+        "snapshots": sorted({suite.step for suite in decided.suites if suite.step is not None}),
         "data": prepared.facts,
         "integrity": prepared.integrity,
         "provenance": {
@@ -96,6 +101,22 @@ def _run_entry(run: Run, record: Mapping[str, Any] | None, stopped: str | None) 
     }
 
 
+def proven(tasks: int) -> list[dict[str, Any]]:
+    """That graders were checked on so many tasks; nothing where there are none."""
+    check = _check("gold answers are graded 1, empty completions not", True, [f"{tasks} tasks"])
+    return [check] if tasks else []
+
+
+def squeeze_facts(run: str, adapter: Adapter, min_variance_retention: float) -> dict[str, Any]:
+    """The manifest's `squeeze` table: the recommended rank, and what powers of two (and it) keep."""
+    report = analyse(adapter)
+    found = recommend(report, min_variance_retention)
+    powers = [2**i for i in range(report.rank.bit_length())]
+    ranks = [report.at(rank) for rank in sorted({*powers, found.rank, found.mean_rank, report.rank})]
+    shown = [{"worst" if key == "min" else key: value for key, value in at.items()} for at in ranks]
+    return {"run": run, **found.facts(), "mean_rank": found.mean_rank, "ranks": shown}
+
+
 def integrity(
     decided: Plan, records: Mapping[str, Mapping[str, Any]], outcomes: list[Outcome], is_dry: bool
 ) -> list[dict[str, Any]]:
@@ -114,14 +135,19 @@ def integrity(
     keys = {run.name: run.key for run in decided.runs}
     twins = [" = ".join(names) for names in adapters.values() if len({keys[name] for name in names}) > 1]
     idle = [name for name, record in records.items() if record["status"] == "done" and not record["moved"]]
-    expected = {(run.condition, run.seed) for run in decided.runs if records[run.name]["status"] == "done"}
-    seen = {(outcome.condition, outcome.seed) for outcome in outcomes if outcome.value is not None}
-    absent = sorted(f"{condition}_s{seed}" for condition, seed in expected - seen)
+    expected = {
+        (run.condition, run.seed, suite.name)
+        for run in decided.runs
+        for suite in decided.suites
+        if records[run.name]["status"] == "done" and (suite.step is None or suite.step in run.snapshots)
+    }
+    seen = {(outcome.condition, outcome.seed, outcome.suite) for outcome in outcomes if outcome.value is not None}
+    absent = sorted(f"{condition}_s{seed} on {suite}" for condition, seed, suite in expected - seen)
     return [
         _check("realised steps and rows are those planned", not short, short),
         _check("no two different runs gave the same adapter", not twins, twins),
         _check("every adapter differs from the base", not idle, idle),
-        _check("every finished run was evaluated", not absent, absent),
+        _check("every finished run was evaluated on every suite", not absent, absent),
         _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
     ]
 

@@ -10,18 +10,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from finetrial.campaign.spec import Condition, Spec
+from finetrial.campaign.conditions import Condition
+from finetrial.campaign.practice import PracticeSet
+from finetrial.campaign.spec import Spec
 from finetrial.data.select import Selection
 from finetrial.identity import digest, stage_key
 from finetrial.store import Store, read_json
 
-STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 1}
+STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 1, "rl": 1, "tasks": 1}
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
 Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]
 
 EXECUTION_ONLY = {"micro_batch_tokens", "gradient_checkpointing", "save_every"}
 """Fields of `[training]` that cost memory or time and never enter a key."""
+
+NOT_SCIENCE = {*EXECUTION_ONLY, "objective", "epochs", "max_steps"}
+"""Fields of `[training]` that enter a key in another form: as the stage's name, and as the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,22 @@ class Suite:
     items: tuple[str, ...]
     groups: int
     hash: str
-    """Of the items' content, the rendering and the base's template; enters every outcome."""
+    """Of the items' content, the rendering and the base's template (of tasks also of sampling and grading); enters
+    every outcome."""
+    kind: str = "perplexity"
+    """`perplexity` or `tasks`."""
+    step: int | None = None
+    """Set where adapters are measured as they were after this step; the items are those of `of`."""
+
+    @property
+    def of(self) -> str:
+        """Name of the suite whose items these are."""
+        return self.name if self.step is None else self.name.removesuffix(f"@{self.step}")
+
+    def at(self, step: int) -> "Suite":
+        """The same items, for adapters as they were after `step` steps."""
+        described = f"{self.description}, after {step} steps"
+        return replace(self, name=f"{self.name}@{step}", description=described, step=step)
 
 
 @dataclass(frozen=True)
@@ -43,10 +63,10 @@ class Inputs:
     base_key: str
     numerics: str
     """Numerics class of this machine: device family and torch version."""
-    selections: Mapping[tuple[str, int], Selection]
-    """(condition, seed) -> the rows that the run trains on."""
+    selections: Mapping[tuple[str, int], Selection | PracticeSet]
+    """(condition, seed) -> the rows that the run trains on, or the tasks that it practises on."""
     upstream: Mapping[str, Mapping[str, Any]]
-    """condition -> what its selection was made from (pool, split, score and selection tables); for reasons only."""
+    """condition -> what its rows or tasks are from (pool, split, score and selection tables); for reasons only."""
     suites: tuple[Suite, ...]
 
 
@@ -57,7 +77,7 @@ class Run:
     condition: str
     seed: int
     steps: int
-    selection: Selection
+    selection: Selection | PracticeSet
     science: Mapping[str, Any]
     """What the run's numbers depend on besides base, rows and seed."""
     upstream: Mapping[str, Any]
@@ -70,6 +90,13 @@ class Run:
     decision: Decision = "NEW"
     reason: str = ""
     saves_s: float | None = None
+    snapshots: tuple[int, ...] = ()
+    """Steps after which the adapter is kept as it is then."""
+
+    @property
+    def objective(self) -> str:
+        """`sft` or `rl`."""
+        return "rl" if "rl" in self.science else "sft"
 
     @property
     def name(self) -> str:
@@ -78,7 +105,7 @@ class Run:
 
     @property
     def rows(self) -> frozenset[tuple[str, str]]:
-        """(id, content hash) of every row it trains on."""
+        """(id, content hash) of every row or task it trains on."""
         return frozenset(zip(self.selection.ids, self.selection.content_hashes, strict=True))
 
 
@@ -121,7 +148,7 @@ def plan(
     runs = []
     for seed in spec.campaign.seeds:
         for condition in spec.conditions:
-            run = _run(condition, seed, inputs, dry)
+            run = _run(condition, seed, inputs, _snapshot_every(spec, inputs), dry)
             run = _decide(run, inputs.numerics, spec.campaign.mix_numerics, store, published.get(run.name), kin)
             if run.key in spared and run.decision == "NEW":
                 run = replace(run, decision="STOPPED", reason=spared[run.key])
@@ -133,36 +160,51 @@ def plan(
         for name in sorted(published)
         if name not in wanted
     )
-    return Plan(tuple(runs), inputs.suites, leftover)
+    steps = sorted({step for run in runs for step in run.snapshots})
+    snapshots = [suite.at(step) for suite in inputs.suites if suite.kind == "tasks" for step in steps]
+    return Plan(tuple(runs), (*inputs.suites, *snapshots), leftover)
 
 
 def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
-    """Group runs that can be trained in one stack: same step count and same target layers, at most `size` each.
+    """Group runs that can be trained in one stack: same objective, steps and target layers, at most `size` each.
 
     Conditions with the same recipe and rows are one run, trained once. Chunks are cut in order, so that after an
     interruption the remaining runs form the same cohorts again.
     """
     groups: dict[str, list[Run]] = {}
     for run in reversed({run.key: run for run in reversed(runs)}.values()):
-        groups.setdefault(digest([run.steps, run.science["model"]["targets"]]), []).append(run)
+        groups.setdefault(digest([run.objective, run.steps, run.science["model"]["targets"]]), []).append(run)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
 
 
-def _run(condition: Condition, seed: int, inputs: Inputs, dry: bool) -> Run:
+def _snapshot_every(spec: Spec, inputs: Inputs) -> int:
+    """Steps between snapshots; 0 where nothing would be measured at them."""
+    return spec.evaluation.every if any(suite.kind == "tasks" for suite in inputs.suites) else 0
+
+
+def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool) -> Run:
     selection = inputs.selections[condition.name, seed]
     steps = condition.training.steps(len(selection.ids))
+    snapshots = tuple(range(every, steps, every)) if every else ()
     model = condition.model.model_dump(mode="json", exclude={"base", "revision", "dtype", "lora_alpha"})
-    training = condition.training.model_dump(mode="json", exclude={*EXECUTION_ONLY, "epochs", "max_steps"})
-    science = {"model": {**model, "alpha": condition.model.alpha}, "training": training, "steps": steps}
+    training = condition.training.model_dump(mode="json", exclude=NOT_SCIENCE)
+    science: dict[str, Any] = {"model": {**model, "alpha": condition.model.alpha}, "training": training, "steps": steps}
+    if snapshots:
+        science["snapshots"] = list(snapshots)
     if dry:
         science["dry_run"] = True
+    stage, read = "train", "selection"
+    if condition.rl is not None and isinstance(selection, PracticeSet):
+        stage, read = "rl", "tasks"
+        science["rl"] = condition.rl.model_dump(mode="json", exclude={"batch_sizing"})
+        science["grader"] = selection.grading.key
     science_key = stage_key(
-        "train",
-        STAGE_VERSIONS["train"],
+        stage,
+        STAGE_VERSIONS[stage],
         {**science, "render": STAGE_VERSIONS["render"]},
-        {"base": inputs.base_key, "selection": selection.key},
+        {"base": inputs.base_key, read: selection.key},
         seed,
     )
     return Run(
@@ -175,6 +217,7 @@ def _run(condition: Condition, seed: int, inputs: Inputs, dry: bool) -> Run:
         base_key=inputs.base_key,
         science_key=science_key,
         key=digest({"science": science_key, "numerics": inputs.numerics}),
+        snapshots=snapshots,
     )
 
 
@@ -198,9 +241,9 @@ def _decide(
 def _reuse(run: Run, record: Mapping[str, Any], store: Store, earlier: str | None) -> Run:
     changed = _differences(record["upstream"], run.upstream)
     if changed:
-        reason = f"same {len(run.rows)} rows although {_listed(changed)}"
+        reason = f"same {len(run.rows)} {_rows(run)} although {_listed(changed)}"
     elif earlier is None:
-        reason = f"the same recipe, rows and seed were trained in campaign {record['campaign']!r}"
+        reason = f"the same recipe, {_rows(run)} and seed were trained in campaign {record['campaign']!r}"
     else:
         reason = "nothing changed"
     return replace(run, decision="REUSE", reason=reason, saves_s=record["seconds"])
@@ -214,12 +257,18 @@ def _what_changed(run: Run, earlier: str, store: Store) -> str:
     if before != run.rows:
         causes = _differences(record["upstream"], run.upstream)
         lost = len(before - run.rows)
-        moved = f"{lost} of {len(before)} rows changed" if lost else f"{len(before)} rows became {len(run.rows)}"
+        moved = f"{lost} of {len(before)} {_rows(run)} changed"
+        if not lost:
+            moved = f"{len(before)} {_rows(run)} became {len(run.rows)}"
         reasons.append(f"{moved}: {_listed(causes)}" if causes else moved)
     if record["base_key"] != run.base_key:
         reasons.append("the base model, its tokenizer or its template changed")
     reasons += _differences(record["science"], run.science)
     return "; ".join(reasons) or "the train stage's version changed"
+
+
+def _rows(run: Run) -> str:
+    return "tasks" if run.objective == "rl" else "rows"
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -243,7 +292,7 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "unset"
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 

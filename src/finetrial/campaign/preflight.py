@@ -4,24 +4,32 @@ Every condition is trained for one step in a throwaway folder, so that masks, gr
 real run.
 """
 
+import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from torch import nn
 
 from finetrial.analyze.permute import attainable_p
 from finetrial.analyze.verdict import MIN_SEEDS
 from finetrial.campaign.design import detectable
 from finetrial.campaign.folder import Folder, Say
+from finetrial.campaign.launch import Launch
+from finetrial.campaign.manifest import proven
 from finetrial.campaign.plan import Run, plan
+from finetrial.campaign.practice import Exam, Graders, PracticeSet
 from finetrial.campaign.prepare import Prepared, prepare
 from finetrial.campaign.spec import Spec
+from finetrial.campaign.stages import moved, run_data
 from finetrial.model.base import Base, load_base
 from finetrial.model.render import Rendered, render_batch
-from finetrial.train.sft import RunData, train_cohort
+from finetrial.records import Task
+from finetrial.train.cohort import train_cohort
+from finetrial.train.runs import TrainResult
 
 BYTES_PER_NUMBER = 4
 """Adapters are stored as float32."""
@@ -42,19 +50,23 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
     """Try everything a campaign needs; nothing is written below `logs`.
 
     Raises:
-        UserError: the data cannot be prepared at all (the message says why).
+        UserError: the data cannot be prepared at all, or a grader grades its gold answers wrong (the message says why).
         LeakError: training and test data share something.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, Graders() as graders:
         folder = Folder(Path(scratch), spec.campaign.name)
         prepared = prepare(spec, folder, None, say)
         decided = plan(spec, prepared.inputs, folder.store, {})
         first = [run for run in decided.runs if run.seed == spec.campaign.seeds[0]]
+        known = proven(graders.prove(prepared.tasks, folder.store))
         base = load_base(spec.model)
-        checks = [_pool(prepared), *(Check(c["check"], c["passed"], c["detail"]) for c in prepared.integrity)]
+        launch = Launch(base, folder, spec, prepared, graders, say)
+        checks = _pool(prepared)
+        checks += [Check(c["check"], c["passed"], c["detail"]) for c in (*prepared.integrity, *known)]
         checks += [_suite(name, prepared, base, spec) for name in prepared.suites]
+        checks += [_exam(name, exam, launch) for name, exam in prepared.tasks.exams.items()]
         for run in first:
-            checks += _condition(spec, run, base, Path(scratch))
+            checks += _condition(launch, run, Path(scratch))
     checks.append(_disk(spec, base, logs))
     checks += _design(spec)
     checks += [
@@ -64,11 +76,13 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
     return checks
 
 
-def _pool(prepared: Prepared) -> Check:
-    pool = prepared.facts["pool"]
+def _pool(prepared: Prepared) -> list[Check]:
+    pool = prepared.facts.get("pool")
+    if pool is None:
+        return []
     reasons = "; ".join(f"{told['rows']} {reason}" for reason, told in pool["reasons"].items())
     detail = f"{pool['kept']} rows of {pool['groups']} groups" + (f", dropped: {reasons}" if reasons else "")
-    return Check("the pool can be read and rendered", pool["kept"] > 0, detail)
+    return [Check("the pool can be read and rendered", pool["kept"] > 0, detail)]
 
 
 def _suite(name: str, prepared: Prepared, base: Base, spec: Spec) -> Check:
@@ -81,34 +95,70 @@ def _suite(name: str, prepared: Prepared, base: Base, spec: Spec) -> Check:
     return Check(f"suite {name} can be scored", len(scored) == len(examples), detail)
 
 
-def _condition(spec: Spec, run: Run, base: Base, scratch: Path) -> list[Check]:
-    """Mask coverage, and one real step: the gradient must reach the adapter and be finite."""
-    condition = spec.condition(run.condition)
-    model = condition.model
-    batch = render_batch((e.messages for e in run.selection.examples), base.tokenizer, model.max_length)
-    rows = [row for row in batch.rows if row is not None]
-    if not rows:
-        return [Check(f"{run.condition} can be trained on", False, batch.refused[0])]
-    metrics = scratch / "preflight" / run.name / "metrics.jsonl"
-    data = RunData(run.condition, run.seed, rows, condition.training, model, metrics, run.key)
-    (result,) = train_cohort(base.model, [data], 1, metrics.parent / "checkpoint")
-    moved = sum(float(np.abs(b_RO.numpy()).sum()) for _, b_RO in result.adapter.weights.values())
-    finite = result.status == "done" and moved > 0
-    told = f"loss {result.ledger.loss:.4f} on the first batch" if result.ledger.loss is not None else str(result.reason)
+def _exam(name: str, exam: Exam, launch: Launch) -> Check:
+    """The first item's prompt as the model will read it, and its reference."""
+    first = exam.tasks[0]
+    shown = _shown(launch, first)
+    return Check(f"suite {name} can be asked", True, f"{len(exam.tasks)} tasks; {shown} expects {first.reference!r}")
+
+
+def _shown(launch: Launch, task: Task, most: int = 200) -> str:
+    text = launch.base.tokenizer.decode(launch.prepared.prompts[task.content_hash].tolist())
+    return repr(text if len(text) <= most else f"...{text[-most:]}")
+
+
+def _condition(launch: Launch, run: Run, scratch: Path) -> list[Check]:
+    """One real step: what is learnt from, and whether a finite gradient reaches the adapter."""
+    folder = scratch / "preflight" / run.name
+    data = replace(run_data(launch, run, folder), snapshots=frozenset())
+    (result,) = train_cohort(launch.base.model, [data], 1, folder / "checkpoint")
+    if isinstance(run.selection, PracticeSet):
+        row = json.loads(data.metrics.read_text(encoding="utf-8").splitlines()[0])
+        return _practised(run, run.selection, result, row, _shown(launch, run.selection.tasks[0]))
+    loss = result.ledger.loss
+    told = f"loss {loss:.4f} on the first batch" if loss is not None else str(result.reason)
+    finite = result.status == "done" and moved(result.adapter)
     return [
-        Check(f"{run.condition}: rows can be trained on", not batch.refused, _coverage(rows, len(batch.refused))),
+        Check(f"{run.condition}: rows can be trained on", True, _coverage(data.rows)),
         Check(f"{run.condition}: the first gradient is finite and not zero", finite, told),
     ]
 
 
-def _coverage(rows: list[Rendered], refused: int) -> str:
+def _practised(
+    run: Run, practice: PracticeSet, result: TrainResult, row: Mapping[str, Any], prompt: str
+) -> list[Check]:
+    """What one step of practice showed: spread of rewards, completions cut at the limit, missing grades, gradient."""
+    graded = result.ledger.graded + result.ledger.missing_grades
+    groups, informative = row["batch_size"], row["informative_groups"]
+    spread = f"{informative} of {groups} groups of {row['group_size']} completions differ in reward"
+    if row["correct_rate"] is not None:
+        spread += f"; {row['correct_rate']:.0%} right, mean reward {row['mean_reward']:.3f}"
+    if not informative:
+        spread += "; nothing is learnt where all rewards of a group are equal: easier or harder tasks, or larger groups"
+    cut = row["max_token_hit_rate"]
+    limit = f"{cut:.0%} of completions reach the limit of tokens" + (
+        "; raise rl.sampling.max_tokens" if cut > 0.5 else ""
+    )
+    finite = result.status == "done" and moved(result.adapter) == bool(informative)
+    told = (
+        str(result.reason) if result.reason else f"loss {row['loss']:.4g}, gradient norm {row['grad_norm'] or 0.0:.4g}"
+    )
+    missing = f"{result.ledger.missing_grades} of {graded} completions have no grade"
+    name = run.condition
+    return [
+        Check(f"{name}: tasks can be practised on", True, f"{len(practice.tasks)} tasks; the first: {prompt}"),
+        Check(f"{name}: rewards differ within groups", True, spread, warning=not informative),
+        Check(f"{name}: completions end themselves", True, limit, warning=cut > 0.5),
+        Check(f"{name}: completions are graded", True, missing, warning=result.ledger.missing_grades > 0),
+        Check(f"{name}: the first gradient is finite, and not zero where rewards differ", finite, told),
+    ]
+
+
+def _coverage(rows: Sequence[Rendered]) -> str:
     tokens = sum(len(row.ids_T) for row in rows)
     supervised = sum(int(row.mask_T.sum()) for row in rows)
     cut = sum(row.truncated > 0 for row in rows)
-    return (
-        f"{len(rows)} rows, {supervised / tokens:.0%} of {tokens:,} tokens supervised, "
-        f"{cut} rows truncated, {refused} refused"
-    )
+    return f"{len(rows)} rows, {supervised / tokens:.0%} of {tokens:,} tokens supervised, {cut} rows truncated"
 
 
 def _disk(spec: Spec, base: Base, logs: Path) -> Check:
@@ -129,8 +179,9 @@ def _design(spec: Spec) -> list[Check]:
     """Whether the declared contrasts can be decided at all with these seeds."""
     seeds = len(spec.campaign.seeds)
     least = attainable_p(seeds, seeds, paired=True)
+    told = spec.by_default or f"{len(spec.contrasts)} contrasts"
     return [
-        Check("contrasts are declared", bool(spec.contrasts), f"{len(spec.contrasts)} contrasts"),
+        Check("contrasts are declared", bool(spec.contrasts), told),
         Check(
             "seeds are enough for verdicts on recipes",
             seeds >= MIN_SEEDS,

@@ -1,55 +1,52 @@
-"""The data stages of a campaign: read, measure, score, freeze test sets, select, guard against leaks.
+"""The data stages of a campaign: read, measure, score, freeze test sets, select, hold out tasks, guard against leaks.
 
-All of it is cheap beside training and is made anew at every launch, but for two things: rendered lengths are kept
-in the store, and test sets are frozen by the first launch (`splits.json`), before any selection exists.
+All of it is cheap beside training and is made anew at every launch, but for what `pools.py` keeps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finetrial.campaign.conditions import Condition
 from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.plan import STAGE_VERSIONS, Inputs, Suite
-from finetrial.campaign.spec import Condition, DataConfig, Spec
+from finetrial.campaign.pools import Pool, TestSets, read_pool, refuse_unsupervised, scored, test_sets
+from finetrial.campaign.practice import Exam, PracticeSet, Tasks, questions, read_all
+from finetrial.campaign.settings import HELD_OUT, DataConfig
+from finetrial.campaign.spec import Spec
 from finetrial.data.overlap import overlap, side_by_side
 from finetrial.data.read import read
-from finetrial.data.score import ScoreConfig, ScoreTable, score
+from finetrial.data.score import ScoreTable
 from finetrial.data.select import Selection, select
-from finetrial.data.split import Splits, freeze, guard, held_out
+from finetrial.data.split import guard, held_out
 from finetrial.errors import UserError, nearest
-from finetrial.identity import digest, stage_key
+from finetrial.evaluate.tasks import prompt_ids
+from finetrial.identity import digest
 from finetrial.model.config import ModelConfig
-from finetrial.model.render import render_batch
 from finetrial.model.source import base_key, locate
-from finetrial.records import Example
-from finetrial.store import Store, read_json, write_json
+from finetrial.records import Example, Task
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Rows that can be rendered, with their lengths."""
+class Rows:
+    """What supervised fine-tuning learns from: pools, their test sets, and what each run selects."""
 
-    examples: tuple[Example, ...]
-    tokens: tuple[int, ...]
-    """Tokens of each rendered row before truncation."""
-    first: Mapping[str, int]
-    """Id -> place of its first supervised token: a context that ends before it leaves nothing to learn."""
-    key: str
-    """Content of the pool as it was read."""
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TestSets:
-    """The frozen sets and what is held out with them."""
-
-    sets: Mapping[str, tuple[Example, ...]]
-    key: str
-    facts: dict[str, Any]
+    pools: Mapping[str, Pool]
+    """By the digest of their `[data]`."""
+    main: Pool
+    table: ScoreTable
+    """Scores of the main pool by the common scorer."""
+    tests: TestSets
+    held: Mapping[str, tuple[str, ...]]
+    """Pool -> ids that may not be trained on."""
+    selections: Mapping[tuple[str, int], Selection]
+    compared: int
+    """Pairs of values that the leak guard compared."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,18 @@ class Prepared:
     inputs: Inputs
     tokenizer: PreTrainedTokenizerBase
     suites: Mapping[str, tuple[Example, ...]]
+    """Items of the suites of kind `perplexity`."""
     facts: dict[str, Any]
     """The manifest's `data` table."""
+    tasks: Tasks
+    """What is practised on, and the items of the suites of kind `tasks`."""
+    prompts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Content hash of a task -> int64 tokens of its prompt."""
     integrity: list[dict[str, Any]] = field(default_factory=list)
+
+    def prompts_of(self, tasks: Sequence[Task]) -> list[np.ndarray]:
+        """The prompts of these tasks."""
+        return [self.prompts[task.content_hash] for task in tasks]
 
 
 def numerics_class(model: ModelConfig, device: str | None) -> str:
@@ -105,168 +111,146 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
     numerics = numerics_class(spec.model, device)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(spec.model))
     key = base_key(spec.model)
-    pools = {digest(data): _pool(data, tokenizer, key, folder.store) for data in _sources(spec)}
-    main = pools[digest(spec.data)]
-    say(f"pool: {len(main.examples)} rows of {main.facts['groups']} groups from {spec.data.source}")
+    pools = {digest(data): read_pool(data, tokenizer, key, folder.store) for data in _sources(spec)}
     tables: dict[str, ScoreTable] = {}
-    main_table = _table(tables, main, spec.score, spec.model.max_length)
-    tests = _test_sets(spec, folder, main, main_table, freeze_tests)
-    extra = {suite.name: tuple(read(suite.source, limit=suite.limit).examples) for suite in spec.suites}
-    suites = {**tests.sets, **extra}
-    tested = [example for items in suites.values() for example in items]
-    held = {name: held_out(pool.examples, tested) for name, pool in pools.items()}
+    tests = None
+    if spec.split is not None:
+        main = pools[digest(spec.data)]
+        say(f"pool: {len(main.examples)} rows of {main.facts['groups']} groups from {spec.data.source}")
+        table = scored(tables, main, spec.score, spec.model.max_length)
+        tests = test_sets(spec.split, spec, folder, main, table, freeze_tests)
+    declared = [suite for suite in spec.suites if suite.kind == "perplexity"]
+    extra = {suite.name: tuple(read(suite.source, limit=suite.limit).examples) for suite in declared}
+    suites = {**(tests.sets if tests else {}), **extra}
+    tasks = read_all(spec, suites)
+    for name, exam in tasks.exams.items():
+        say(f"tasks: {len(exam.tasks)} in suite {name}")
+    rows = None
+    if spec.split is not None and tests is not None:
+        rows = _rows(spec, pools, tables, tests, suites, tasks)
 
+    selections: dict[tuple[str, int], Selection | PracticeSet] = dict(rows.selections) if rows else {}
+    prompts = _prompts(spec, tasks, tokenizer)
+    tasks = replace(tasks, practice={name: _measured(mine, prompts) for name, mine in tasks.practice.items()})
+    selections |= {(c.name, seed): tasks.practice[c.name] for c in spec.practising for seed in spec.campaign.seeds}
+    upstream = {c.name: _upstream(c, pools[digest(c.data)], tests) for c in spec.supervised if tests}
+    upstream |= {c.name: _practised(c, tasks) for c in spec.practising}
+    planned = {name: _suite(name, items, spec, key) for name, items in suites.items()}
+    planned |= {name: _exam_suite(name, exam, spec, key) for name, exam in tasks.exams.items()}
+    order = [*(tests.sets if tests else {}), HELD_OUT, *(suite.name for suite in spec.suites)]
+    inputs = Inputs(
+        base_key=key,
+        numerics=numerics,
+        selections=selections,
+        upstream=upstream,
+        suites=tuple(planned[name] for name in order if name in planned),
+    )
+    return Prepared(
+        inputs=inputs,
+        tokenizer=tokenizer,
+        suites=suites,
+        facts=(_facts(spec, rows) if rows else {}) | (_task_facts(tasks) if tasks.exams else {}),
+        tasks=tasks,
+        prompts=prompts,
+        integrity=_guarded(rows, tasks, len(planned)),
+    )
+
+
+def _rows(
+    spec: Spec,
+    pools: Mapping[str, Pool],
+    tables: dict[str, ScoreTable],
+    tests: TestSets,
+    suites: Mapping[str, tuple[Example, ...]],
+    tasks: Tasks,
+) -> Rows:
+    """Select the rows of every run from what is not tested, and prove that nothing tested is among them."""
+    tested = [example for items in suites.values() for example in items]
+    examined = [example for items in tasks.examined.values() for example in items]
+    held = {
+        name: tuple(
+            sorted(
+                {*held_out(pool.examples, tested), *held_out(questions(pool.examples) if examined else [], examined)}
+            )
+        )
+        for name, pool in pools.items()
+    }
     selections: dict[tuple[str, int], Selection] = {}
     compared = 0
     for seed in spec.campaign.seeds:
         for condition in _in_order_of_reference(spec):
             name = digest(condition.data)
             pool = pools[name]
-            table = _table(tables, pool, condition.score, condition.model.max_length)
+            table = scored(tables, pool, condition.score, condition.model.max_length)
             match = condition.selection.match
             reference = selections[match, seed] if match is not None else None
             exclude = held[name] or None  # None states that nothing of this pool is tested; () would be refused
             try:
                 selection = select(table, condition.selection, pool.examples, exclude, seed, pool.tokens, reference)
-                _refuse_unsupervised(selection, pool, condition.model.max_length)
+                refuse_unsupervised(selection, pool, condition.model.max_length)
             except UserError as error:
                 raise type(error)(f"condition {condition.name}, seed {seed}: {error}") from error
             allowed = {example.id for example in pool.examples}.difference(held[name])
             compared += sum(guard(selection.examples, suites, allowed).compared.values())
+            if tasks.examined:
+                compared += sum(guard(questions(selection.examples), tasks.examined, allowed).compared.values())
             selections[condition.name, seed] = selection
-
-    inputs = Inputs(
-        base_key=key,
-        numerics=numerics,
-        selections=selections,
-        upstream={c.name: _upstream(c, pools[digest(c.data)], tests) for c in spec.conditions},
-        suites=tuple(_suite(name, items, spec, key) for name, items in suites.items()),
-    )
-    guarded = f"{len(selections)} selections against {len(suites)} suites, {compared:,} pairs of values compared"
-    return Prepared(
-        inputs=inputs,
-        tokenizer=tokenizer,
-        suites=suites,
-        facts=_facts(spec, main, main_table, tests, held[digest(spec.data)], selections),
-        integrity=[
-            {"check": "no training row shares id, group or content with a test row", "passed": True, "detail": guarded}
-        ],
-    )
+    main = pools[digest(spec.data)]
+    return Rows(pools, main, scored(tables, main, spec.score, spec.model.max_length), tests, held, selections, compared)
 
 
-def _refuse_unsupervised(selection: Selection, pool: Pool, max_length: int) -> None:
-    lost = [row for row in selection.ids if pool.first[row] >= max_length]
-    if lost:
-        raise UserError(
-            f"{len(lost)} of {len(selection.ids)} selected rows have nothing to learn within model.max_length = "
-            f"{max_length} tokens, {lost[0]!r} first (its assistant begins at token {pool.first[lost[0]]})"
-        )
+def _guarded(rows: Rows | None, tasks: Tasks, suites: int) -> list[dict[str, Any]]:
+    """What the leak guard has compared."""
+    checks = []
+    if rows is not None and rows.selections:
+        told = f"{len(rows.selections)} selections against {suites} suites, {rows.compared:,} pairs of values compared"
+        checks.append(("no training row shares id, group or content with a test row", told))
+    if tasks.practice:
+        told = f"{len(tasks.practice)} conditions against {suites} suites, {tasks.compared:,} pairs of values compared"
+        checks.append(("no task that is practised on shares id, group or question with an examined one", told))
+    return [{"check": check, "passed": True, "detail": detail} for check, detail in checks]
+
+
+def _prompts(spec: Spec, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
+    """The prompt of every task by content, each of which leaves room for its completion."""
+    asked: list[tuple[str, tuple[Task, ...], int, int]] = [
+        (f"suite {name}", exam.tasks, spec.evaluation.max_tokens, spec.model.max_length)
+        for name, exam in tasks.exams.items()
+    ]
+    for condition in spec.practising:
+        assert condition.rl is not None
+        room = condition.rl.sampling.max_tokens
+        practised = tasks.practice[condition.name].tasks
+        asked.append((f"condition {condition.name}", practised, room, condition.model.max_length))
+    distinct = {task.content_hash: task for _, mine, _, _ in asked for task in mine}
+    prompts = dict(zip(distinct, prompt_ids(list(distinct.values()), tokenizer), strict=True))
+    for who, mine, room, most in asked:
+        long = [task for task in mine if len(prompts[task.content_hash]) + room > most]
+        if long:
+            raise UserError(
+                f"{who}: {len(long)} of {len(mine)} prompts leave no room for {room} tokens within model.max_length = "
+                f"{most}, {long[0].id!r} first ({len(prompts[long[0].content_hash])} tokens); raise max_length, or "
+                "leave out long tasks"
+            )
+    return prompts
+
+
+def _measured(practice: PracticeSet, prompts: Mapping[str, np.ndarray]) -> PracticeSet:
+    """With the tokens of its prompts among its facts."""
+    tokens = sum(len(prompts[task.content_hash]) for task in practice.tasks)
+    return replace(practice, facts={**practice.facts, "tokens": tokens})
 
 
 def _sources(spec: Spec) -> list[DataConfig]:
-    return list({digest(data): data for data in (spec.data, *(c.data for c in spec.conditions))}.values())
-
-
-def _pool(data: DataConfig, tokenizer: PreTrainedTokenizerBase, base: str, store: Store) -> Pool:
-    result = read(data.source, limit=data.limit, on_malformed=data.on_malformed, drop_duplicates=data.drop_duplicates)
-    examples = [_without_system(example) for example in result.examples] if data.drop_system else result.examples
-    lengths, first, refused = _lengths(examples, tokenizer, base, store)
-    kept = [i for i in range(len(examples)) if i not in refused]
-    if not kept:
-        reason = next(iter(refused.values()))
-        raise UserError(f"{data.source}: none of {len(examples)} rows can be rendered, for example: {reason}")
-    summary = result.summary()
-    for reason in refused.values():
-        entry = summary["reasons"].setdefault(f"not rendered: {reason}", {"rows": 0, "places": []})
-        entry["rows"] += 1
-    summary["kept"], summary["dropped"] = len(kept), summary["rows"] - len(kept)
-    return Pool(
-        examples=tuple(examples[i] for i in kept),
-        tokens=tuple(lengths[i] for i in kept),
-        first={examples[i].id: first[i] for i in kept},
-        key=digest([result.content_key, data.drop_system]),
-        facts=summary,
-    )
-
-
-def _without_system(example: Example) -> Example:
-    return replace(example, messages=tuple(m for m in example.messages if m["role"] != "system"))
-
-
-def _lengths(
-    examples: list[Example], tokenizer: PreTrainedTokenizerBase, base: str, store: Store
-) -> tuple[list[int], list[int], dict[int, str]]:
-    """Of every row: tokens without truncation, place of the first supervised one; and why a row cannot be rendered.
-
-    Kept in the store by content.
-    """
-    rows = digest([example.content_hash for example in examples])
-    key = stage_key("lengths", STAGE_VERSIONS["render"], {}, {"rows": rows, "base": base})
-    if not store.has("lengths", key):
-        batch = render_batch((example.messages for example in examples), tokenizer, max_length=2**31 - 1)
-        lengths = {
-            "tokens": [0 if row is None else len(row.ids_T) for row in batch.rows],
-            "first": [0 if row is None else int(row.mask_T.argmax()) for row in batch.rows],
-            "refused": {str(i): reason for i, reason in batch.refused.items()},
-        }
-        with store.put("lengths", key, {"rows": len(examples)}) as path:
-            write_json(path / "lengths.json", lengths)
-    kept = read_json(store.path("lengths", key) / "lengths.json")
-    return kept["tokens"], kept["first"], {int(i): reason for i, reason in kept["refused"].items()}
-
-
-def _table(tables: dict[str, ScoreTable], pool: Pool, config: ScoreConfig, max_length: int) -> ScoreTable:
-    """The scored pool, each combination once."""
-    name = digest([pool.key, config, max_length])
-    if name not in tables:
-        tables[name] = score(pool.examples, config, pool.tokens, max_length)
-    return tables[name]
-
-
-def _test_sets(spec: Spec, folder: Folder, pool: Pool, table: ScoreTable, write: bool) -> TestSets:
-    """The test sets as the first launch froze them, or freshly drawn.
-
-    They stay when the scorer changes, so that a changed weight does not change what everything is measured on; they
-    are drawn again when `[split]` changed or a frozen item is gone from the pool.
-    """
-    path = folder.path / "splits.json"
-    rows = {example.id: example for example in pool.examples}
-    config = spec.split.model_dump(mode="json")
-    frozen: dict[str, Any] | None = read_json(path) if path.is_file() else None
-    redrawn = None
-    if frozen is not None:
-        if frozen["config"] != config:
-            redrawn = "[split] changed"
-        elif any(i not in rows or rows[i].content_hash != h for ids in frozen["sets"].values() for i, h in ids):
-            redrawn = "an item is gone from the pool or has other content"
-    if frozen is None or redrawn is not None:
-        frozen = _drawn(freeze(table, pool.examples, spec.split), rows, spec) | {"redrawn": redrawn}
-        if write:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(path, frozen)
-    same_scorer = frozen["score"] == digest(spec.score.identity())
-    facts = {
-        "sets": frozen["facts"],
-        "redrawn": frozen["redrawn"],
-        "scorer": "this scorer" if same_scorer else "an earlier scorer: the sets were frozen before it changed",
-    }
-    sets = {name: tuple(rows[i] for i, _ in ids) for name, ids in frozen["sets"].items()}
-    return TestSets(sets, digest(frozen["sets"]), facts)
-
-
-def _drawn(splits: Splits, rows: Mapping[str, Example], spec: Spec) -> dict[str, Any]:
-    return {
-        "config": spec.split.model_dump(mode="json"),
-        "score": digest(spec.score.identity()),
-        "sets": {name: [[i, rows[i].content_hash] for i in ids] for name, ids in splits.test_sets.items()},
-        "facts": splits.facts["test_sets"],
-    }
+    if spec.split is None:
+        return []
+    return list({digest(data): data for data in (spec.data, *(c.data for c in spec.supervised))}.values())
 
 
 def _in_order_of_reference(spec: Spec) -> list[Condition]:
     """Conditions such that one that another matches comes first."""
     ordered: list[Condition] = []
-    waiting = list(spec.conditions)
+    waiting = list(spec.supervised)
     while waiting:
         done = {condition.name for condition in ordered}
         ready = [c for c in waiting if c.selection.match is None or c.selection.match in done]
@@ -296,7 +280,8 @@ def _suite(name: str, items: tuple[Example, ...], spec: Spec, base: str) -> Suit
     if len({item.id for item in items}) < len(items):
         raise UserError(f"suite {name!r} has repeated ids")
     content = sorted([item.id, item.content_hash] for item in items)
-    described = spec.split.test_sets[name].kind if name in spec.split.test_sets else "declared in [[suites]]"
+    drawn = spec.split.test_sets if spec.split else {}
+    described = drawn[name].kind if name in drawn else "declared in [[suites]]"
     return Suite(
         name=name,
         description=f"perplexity of assistant text, {described}",
@@ -314,28 +299,75 @@ def _suite(name: str, items: tuple[Example, ...], spec: Spec, base: str) -> Suit
     )
 
 
-def _facts(
-    spec: Spec,
-    pool: Pool,
-    table: ScoreTable,
-    tests: TestSets,
-    held: tuple[str, ...],
-    selections: Mapping[tuple[str, int], Selection],
-) -> dict[str, Any]:
-    """The manifest's `data` table: pool, scores, test sets, selections side by side, overlap for the first seed."""
-    first = {c.name: selections[c.name, spec.campaign.seeds[0]] for c in spec.conditions}
-    steps = {c.name: c.training.steps(len(first[c.name].ids)) for c in spec.conditions}
+def _exam_suite(name: str, exam: Exam, spec: Spec, base: str) -> Suite:
+    if not exam.tasks:
+        raise UserError(f"suite {name!r} is empty")
+    if len({task.id for task in exam.tasks}) < len(exam.tasks):
+        raise UserError(f"suite {name!r} has repeated ids")
+    evaluation = spec.evaluation
+    described = "held out of [tasks]" if name == HELD_OUT else "declared in [[suites]]"
+    samples = "one completion each" if evaluation.samples == 1 else f"{evaluation.samples} completions each"
+    return Suite(
+        name=name,
+        description=f"graded completions of tasks {described}, {samples}",
+        items=tuple(task.id for task in exam.tasks),
+        groups=len({task.group for task in exam.tasks}),
+        hash=digest(
+            {
+                "kind": "tasks",
+                "items": [[task.id, task.content_hash] for task in exam.tasks],
+                "base": base,
+                "render": STAGE_VERSIONS["render"],
+                "grader": exam.grading.key,
+                "sampling": evaluation.sampling,
+                "samples": evaluation.samples,
+                "seed": evaluation.seed,
+            }
+        ),
+        kind="tasks",
+    )
+
+
+def _practised(condition: Condition, tasks: Tasks) -> dict[str, Any]:
+    """What a condition's tasks come from; explains changes, enters no key."""
+    assert condition.tasks is not None
+    config = condition.tasks.model_dump(mode="json", exclude={"grader"})
+    read_from = tasks.practice[condition.name].facts["content"]
+    examined = digest(sorted({task.id for exam in tasks.exams.values() for task in exam.tasks}))
+    return {"tasks": {**config, "content": read_from}, "examined": examined}
+
+
+def _task_facts(tasks: Tasks) -> dict[str, Any]:
+    """The manifest's `data.tasks` table: what is examined, and what each condition practises on."""
     return {
-        "pool": pool.facts,
-        "scores": table.facts(),
+        "tasks": {
+            "suites": {name: {"items": len(exam.tasks), **exam.facts} for name, exam in tasks.exams.items()},
+            "practice": [{"condition": name, **practice.facts} for name, practice in tasks.practice.items()],
+        }
+    }
+
+
+def _facts(spec: Spec, rows: Rows) -> dict[str, Any]:
+    """The manifest's `data` table: pool, scores, test sets, selections side by side, overlap for the first seed."""
+    held = rows.held[digest(spec.data)]
+    facts: dict[str, Any] = {
+        "pool": rows.main.facts,
+        "scores": rows.table.facts(),
         "test_sets": {
-            **tests.facts,
+            **rows.tests.facts,
             "rows_held_out": len(held),
-            "rows_for_training": len(pool.examples) - len(held),
+            "rows_for_training": len(rows.main.examples) - len(held),
         },
+    }
+    if not rows.selections:
+        return facts
+    first = {c.name: rows.selections[c.name, spec.campaign.seeds[0]] for c in spec.supervised}
+    steps = {c.name: c.training.steps(len(first[c.name].ids)) for c in spec.supervised}
+    return {
+        **facts,
         "selections": [
             {"condition": name, "seed": seed, **selection.facts, "key": selection.key}
-            for (name, seed), selection in selections.items()
+            for (name, seed), selection in rows.selections.items()
         ],
         "side_by_side": side_by_side(first, steps),
         "overlap": overlap(first),

@@ -35,6 +35,16 @@ def override(raw: dict[str, Any], written: str) -> None:
     target[keys[-1]] = _toml_value(value.strip())
 
 
+def merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables laid over each other, key by key and within tables again; what is written last holds."""
+    both = {key: merged(common[key], own[key]) for key in own if _tables(common.get(key), own[key])}
+    return {**common, **own, **both}
+
+
+def _tables(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
 def _element(items: list[Any], key: str, written: str) -> Any:
     names = [str(item.get("name", "")) for item in items if isinstance(item, dict)]
     if key in names:

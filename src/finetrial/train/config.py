@@ -10,12 +10,15 @@ from finetrial.records import Config
 class TrainConfig(Config):
     """`[training]`: how each run is trained. All counts are per run, never per cohort."""
 
+    objective: Literal["sft", "rl"] | None = Field(
+        default=None, description="default: rl where a condition or the file asks for reinforcement learning, else sft"
+    )
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="after the warm-up, down to 0"
     )
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up linearly")
-    batch_size: int = Field(default=8, ge=1, description="rows of one optimiser step")
+    batch_size: int = Field(default=8, ge=1, description="rows (or prompts) of one optimiser step")
     epochs: float | None = Field(default=None, gt=0, description="passes over the selection; give this or max_steps")
     max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
     micro_batch_tokens: int = Field(

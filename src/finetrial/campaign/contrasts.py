@@ -1,0 +1,106 @@
+"""`[[contrasts]]`: names, suites and metrics checked before anything is trained, and what is compared by default."""
+
+from collections.abc import Mapping, Sequence
+
+from finetrial.analyze.contrast import Contrast
+from finetrial.analyze.metrics import pass_at
+from finetrial.campaign.conditions import Condition
+from finetrial.campaign.settings import BASE, HELD_OUT, File
+from finetrial.errors import UserError, nearest
+
+METRICS = {
+    "perplexity": ("nll", "log_perplexity", "bits_per_byte"),
+    "tasks": ("correct", "completion_tokens"),
+}
+"""What suites of each kind measure, the first by default; `pass@k` is derived from `correct`."""
+
+
+def suite_kinds(file: File, pool: bool, tasks: bool) -> dict[str, str]:
+    """Name -> kind of every suite: drawn from the pool, held out of the tasks, declared."""
+    drawn = dict.fromkeys(file.split.names if pool else (), "perplexity")
+    held = {HELD_OUT: "tasks"} if tasks else {}
+    return {**drawn, **held, **{suite.name: suite.kind for suite in file.suites}}
+
+
+def resolved(
+    file: File, conditions: Sequence[Condition], kinds: Mapping[str, str], primary: str, place: str
+) -> tuple[Contrast, ...]:
+    """The declared contrasts; without any, those of a campaign on tasks: each against the first and the base.
+
+    Raises:
+        UserError: a contrast names a condition, suite or metric that does not exist, or is declared twice.
+    """
+    names = [condition.name for condition in conditions]
+    declared = file.contrasts or _by_default(conditions, kinds)
+    contrasts = tuple(_contrast(contrast, file, names, kinds, primary, place) for contrast in declared)
+    seen: set[str] = set()
+    for contrast in contrasts:
+        if contrast.name in seen:
+            raise UserError(f"{place}: [[contrasts]] {contrast.name!r} is declared twice")
+        seen.add(contrast.name)
+    return contrasts
+
+
+def _by_default(conditions: Sequence[Condition], kinds: Mapping[str, str]) -> tuple[Contrast, ...]:
+    if HELD_OUT not in kinds or not any(condition.rl for condition in conditions):
+        return ()
+    first, *others = [condition.name for condition in conditions]
+    pairs = [*((other, first) for other in others), *((name, BASE) for name in (first, *others))]
+    return tuple(Contrast(candidate=a, baseline=b, suite=HELD_OUT, family="default") for a, b in pairs)
+
+
+def _contrast(
+    contrast: Contrast, file: File, names: Sequence[str], kinds: Mapping[str, str], primary: str, place: str
+) -> Contrast:
+    for role in ("candidate", "baseline"):
+        name = getattr(contrast, role)
+        if name not in (*names, BASE):
+            raise UserError(f"{place}: [[contrasts]] {role} {name!r} is no condition{nearest(name, [*names, BASE])}")
+    if contrast.candidate == contrast.baseline:
+        raise UserError(f"{place}: [[contrasts]] {contrast.candidate!r} is compared with itself")
+    suites = [suite for suite in (contrast.suite, contrast.minus_suite) if suite is not None]
+    found = [_kind(suite, contrast, file, kinds, place) for suite in suites]
+    if contrast.suite == contrast.minus_suite:
+        raise UserError(f"{place}: [[contrasts]] suite {contrast.suite!r} minus itself is nothing")
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{place}: [[contrasts]] {contrast.suite!r} is of kind {found[0]} and {contrast.minus_suite!r} of kind "
+            f"{found[1]}: they share no metric"
+        )
+    metric = contrast.metric or (file.campaign.primary_metric or METRICS[found[0]][0])
+    _check_metric(
+        metric, "[[contrasts]] metric" if contrast.metric else "[campaign] primary_metric", found[0], file, place
+    )
+    on = f"{contrast.suite} minus {contrast.minus_suite}" if contrast.minus_suite else contrast.suite
+    name = contrast.name or f"{contrast.candidate} vs {contrast.baseline} on {on}"
+    return contrast.model_copy(update={"name": name, "metric": contrast.metric if metric == primary else metric})
+
+
+def _kind(suite: str, contrast: Contrast, file: File, kinds: Mapping[str, str], place: str) -> str:
+    """Kind of a suite, or of a snapshot `suite@step` of one."""
+    if suite in kinds:
+        return kinds[suite]
+    name, _, step = suite.partition("@")
+    every = file.evaluation.every
+    if kinds.get(name) == "tasks" and every and step.isdigit() and int(step) and int(step) % every == 0:
+        if BASE in (contrast.candidate, contrast.baseline):
+            raise UserError(f"{place}: [[contrasts]] suite {suite!r}: the base has no steps; compare on {name!r}")
+        return "tasks"
+    raise UserError(
+        f"{place}: [[contrasts]] suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}"
+    )
+
+
+def _check_metric(metric: str, where: str, kind: str, file: File, place: str) -> None:
+    k = pass_at(metric) if kind == "tasks" else None
+    if k is not None and k > file.evaluation.samples:
+        raise UserError(
+            f"{place}: {where} {metric!r} needs {k} samples of every item; [evaluation] samples is "
+            f"{file.evaluation.samples}"
+        )
+    if k is None and metric not in METRICS[kind]:
+        known = [*METRICS[kind], *(["pass@k"] if kind == "tasks" else [])]
+        raise UserError(
+            f"{place}: {where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, known)}; "
+            f"there are {', '.join(known)}"
+        )

@@ -1,0 +1,204 @@
+"""Tasks of a campaign: what is held out for examination, what each condition practises on, and that nothing is shared.
+
+The held-out tasks and the declared suites come first. From what a condition would practise on, everything goes that
+shares an id, a group or a question with them, whatever instruction the question carries. Nothing here imports torch.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from finetrial.campaign.settings import HELD_OUT
+from finetrial.campaign.spec import Spec
+from finetrial.data.split import guard, held_out
+from finetrial.data.tasks import TaskConfig, TaskSet, read_tasks, split_tasks
+from finetrial.errors import UserError
+from finetrial.grade.config import GraderConfig
+from finetrial.grade.grade import Grader, grader, grader_key, prove
+from finetrial.identity import digest, stage_key
+from finetrial.records import Example, Message, Task
+from finetrial.store import Store
+
+
+@dataclass(frozen=True)
+class Grading:
+    """How completions of a set of tasks are graded."""
+
+    config: GraderConfig
+    auto: str
+    """What the source of the tasks brings, for a `config` that leaves it open."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the grades that it gives."""
+        return grader_key(self.config, self.auto)
+
+
+class Graders:
+    """The graders of a launch: each is opened when it is first needed, once, and closed at the end."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Grader] = {}
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> "Graders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def of(self, grading: Grading) -> Grader:
+        """The grader of these tasks."""
+        if grading.key not in self._open:
+            self._open[grading.key] = self._exits.enter_context(grader(grading.config, grading.auto))
+        return self._open[grading.key]
+
+    def prove(self, tasks: "Tasks", store: Store) -> int:
+        """Check every grader on what is known of its tasks, once for all launches; how many tasks were checked.
+
+        Raises:
+            UserError: a gold answer is not graded 1, or an empty completion is.
+        """
+        sets: dict[str, tuple[Grading, dict[str, Task]]] = {}
+        for one in (*tasks.exams.values(), *tasks.practice.values()):
+            _, mine = sets.setdefault(one.grading.key, (one.grading, {}))
+            mine |= {task.content_hash: task for task in one.tasks}
+        for key, (grading, mine) in sets.items():
+            proof = stage_key("prove", 1, {}, {"grader": key, "tasks": digest(sorted(mine))})
+            if not store.has("prove", proof):
+                prove(self.of(grading), list(mine.values()))
+                with store.put("prove", proof, {"tasks": len(mine)}):
+                    pass
+        return sum(len(mine) for _, mine in sets.values())
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The items of a suite of tasks."""
+
+    tasks: tuple[Task, ...]
+    """Sorted by id."""
+    grading: Grading
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PracticeSet:
+    """The tasks of one condition, sorted by id, with what a `Selection` of rows also has."""
+
+    tasks: tuple[Task, ...]
+    grading: Grading
+    facts: dict[str, Any]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the tasks."""
+        return tuple(task.id for task in self.tasks)
+
+    @property
+    def content_hashes(self) -> tuple[str, ...]:
+        """Of the tasks, in their order."""
+        return tuple(task.content_hash for task in self.tasks)
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the set of (id, content hash)."""
+        return digest([list(pair) for pair in zip(self.ids, self.content_hashes, strict=True)])
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """All tasks of a campaign."""
+
+    exams: Mapping[str, Exam]
+    """Suite -> its items."""
+    practice: Mapping[str, PracticeSet]
+    """Condition -> what it practises on."""
+    examined: Mapping[str, Sequence[Example]]
+    """Suite -> what each of its items asks."""
+    compared: int
+    """Pairs of values that the leak guard compared."""
+
+
+def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> Tasks:
+    """Read, hold out, leave out what is examined, and prove that nothing examined is practised on.
+
+    Args:
+        spec: the campaign.
+        perplexity_suites: its other suites, whose questions may not be practised on either.
+
+    Raises:
+        UserError: a source cannot be read, or too few tasks are left.
+        LeakError: something examined is practised on, or the comparison could not be made.
+    """
+    sets: dict[str, TaskSet] = {}
+
+    def read(config: TaskConfig) -> TaskSet:
+        name = digest(config.model_dump(mode="json", exclude={"grader"}))
+        if name not in sets:
+            sets[name] = read_tasks(config)
+        return sets[name]
+
+    exams, instructions = {}, {}
+    if spec.tasks is not None:
+        found = read(spec.tasks.pool)
+        _, held = split_tasks(found, spec.tasks.held_out, spec.tasks.held_out_seed)
+        exams[HELD_OUT] = _exam(held, spec.tasks.grader, found)
+        instructions[HELD_OUT] = spec.tasks.instruction
+    for suite in spec.suites:
+        if suite.kind == "tasks":
+            found = read(suite.tasks)
+            exams[suite.name] = _exam(found.tasks, suite.tasks.grader, found)
+            instructions[suite.name] = suite.instruction
+    examined = {name: questions(exam.tasks, instructions[name]) for name, exam in exams.items()}
+    tested = {name: questions(items) for name, items in perplexity_suites.items()}
+    practice, compared = {}, 0
+    for condition in spec.practising:
+        assert condition.tasks is not None
+        found = read(condition.tasks)
+        try:
+            practice[condition.name], pairs = _practice(condition.tasks, found, {**examined, **tested})
+        except UserError as error:
+            raise type(error)(f"condition {condition.name}: {error}") from error
+        compared += pairs
+    return Tasks(exams, practice, examined, compared)
+
+
+def _exam(tasks: Iterable[Task], config: GraderConfig, found: TaskSet) -> Exam:
+    return Exam(tuple(sorted(tasks, key=lambda task: task.id)), Grading(config, found.grader), dict(found.facts))
+
+
+def _practice(config: TaskConfig, found: TaskSet, examined: Mapping[str, Sequence[Example]]) -> tuple[PracticeSet, int]:
+    """What is left of a condition's tasks, and how many pairs of values the guard compared."""
+    asked = questions(found.tasks, config.instruction)
+    lost = set(held_out(asked, [example for items in examined.values() for example in items]))
+    kept = tuple(sorted((task for task in found.tasks if task.id not in lost), key=lambda task: task.id))
+    if not kept:
+        raise UserError(f"{config.source}: all {len(found.tasks)} tasks are examined; none is left to practise on")
+    report = guard(questions(kept, config.instruction), examined, {task.id for task in kept})
+    facts = {
+        "examples": len(kept),
+        "groups": len({task.group for task in kept}),
+        "left_out": len(lost),
+        "source": config.source,
+        "content": found.content_key,
+        "read": dict(found.facts),
+    }
+    return PracticeSet(kept, Grading(config.grader, found.grader), facts), sum(report.compared.values())
+
+
+def questions(rows: Iterable[Example | Task], instruction: str = "") -> list[Example]:
+    """What each row asks, as a row of its own with the same id and group, so that whatever asks the same is the same.
+
+    The question is the first user message without `instruction`, its spaces evened out; a row without one stands for
+    its whole conversation.
+    """
+    return [Example(row.id, row.group, _question(row.messages, instruction.strip())) for row in rows]
+
+
+def _question(messages: Sequence[Message], instruction: str) -> tuple[Message, ...]:
+    asked = next((str(message["content"]) for message in messages if message["role"] == "user"), "")
+    text = " ".join(asked.strip().removesuffix(instruction).split())
+    return ({"role": "user", "content": text},) if text else tuple(messages)

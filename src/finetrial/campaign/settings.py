@@ -1,0 +1,176 @@
+"""The tables of a campaign file as they are written. `spec.py` resolves them; nothing here reads data."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from finetrial.analyze.contrast import AnalysisConfig, Contrast
+from finetrial.analyze.looks import LooksConfig
+from finetrial.data.score import ScoreConfig
+from finetrial.data.select import SelectionConfig
+from finetrial.data.split import SplitConfig
+from finetrial.data.tasks import TaskConfig
+from finetrial.generate.config import SamplingConfig
+from finetrial.grade.config import GraderConfig
+from finetrial.model.config import ModelConfig
+from finetrial.records import Config
+from finetrial.train.config import TrainConfig
+from finetrial.train.rl_config import RLConfig
+
+BASE = "base"
+"""Name of the implicit condition that is the frozen base; it has no seeds and is always evaluated."""
+
+HELD_OUT = "held_out"
+"""Name of the suite of tasks that `[tasks]` holds out."""
+
+
+class DataConfig(Config):
+    """`[data]`: the pool that training rows are selected from."""
+
+    source: str = Field(
+        default="world:shell?count=1200&seed=1",
+        description="file, folder, glob, `hf:NAME[:config][@split]` or `world:NAME?count=N&seed=S`",
+    )
+    limit: int | None = Field(default=None, ge=1, description="read at most this many rows")
+    on_malformed: Literal["error", "drop"] = Field(
+        default="error", description="a broken row stops, or is dropped and counted"
+    )
+    drop_system: bool = Field(
+        default=False, description="leave system messages out: a long policy that all rows share fills the context"
+    )
+    drop_duplicates: bool = Field(default=False, description="keep only the first row of each content")
+
+
+class CommonTasksConfig(TaskConfig):
+    """`[tasks]`: the tasks that are practised on, and how many of them are held out for everything's examination."""
+
+    held_out: int = Field(default=200, ge=1, description="tasks of the suite `held_out`, which nobody practises on")
+    held_out_seed: int = Field(default=0, description="names their draw; the same for all conditions and seeds")
+
+    @property
+    def pool(self) -> TaskConfig:
+        """The tasks alone, as a condition may override them."""
+        return TaskConfig.model_validate(self.model_dump(exclude={"held_out", "held_out_seed"}))
+
+
+class SuiteConfig(Config):
+    """`[[suites]]`: a further evaluation set beside those that `[split]` and `[tasks]` draw."""
+
+    name: str
+    kind: Literal["perplexity", "tasks"] = Field(
+        default="perplexity", description="likelihood of given assistant text, or graded completions of prompts"
+    )
+    source: str = Field(description="as `data.source`; of tasks as `tasks.source`")
+    limit: int | None = Field(default=None, ge=1)
+    instruction: str = Field(default="", description="tasks: appended to each question")
+    system: str = Field(default="", description="tasks: system message before each question")
+    grader: GraderConfig | None = Field(default=None, description="tasks: default what the source brings")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "SuiteConfig":
+        foreign = [key for key in ("instruction", "system", "grader") if getattr(self, key)]
+        if self.kind == "perplexity" and foreign:
+            raise ValueError(f"{', '.join(foreign)}: only for kind = 'tasks'")
+        return self
+
+    @property
+    def tasks(self) -> TaskConfig:
+        """What a suite of kind `tasks` reads."""
+        return TaskConfig(
+            source=self.source,
+            limit=self.limit,
+            instruction=self.instruction,
+            system=self.system,
+            grader=self.grader or GraderConfig(),
+        )
+
+
+class EvaluationConfig(Config):
+    """`[evaluation]`: how adapters are measured."""
+
+    batch_tokens: int = Field(default=8192, ge=1, description="padded tokens of one pass; memory, never science")
+    samples: int = Field(default=1, ge=1, description="tasks: completions of each prompt")
+    temperature: float = Field(default=0.0, ge=0, description="tasks: 0 takes the likeliest token")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="tasks: keep the likeliest tokens that reach this mass")
+    max_tokens: int = Field(default=128, ge=1, description="tasks: most tokens of a completion")
+    seed: int = Field(default=0, description="tasks: of the sampling noise, which all conditions and seeds share")
+    every: int = Field(default=0, ge=0, description="tasks: measure adapters also every so many steps; 0 for never")
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "EvaluationConfig":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples = {self.samples} at temperature 0 are all the same; set temperature above 0 or samples = 1"
+            )
+        return self
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How completions of tasks are drawn."""
+        return SamplingConfig(max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p)
+
+
+class CampaignConfig(Config):
+    """`[campaign]`: the question and its design, written down before any result."""
+
+    name: str = Field(default="", description="names the folder of results; default: the file's name")
+    question: str = Field(default="", description="what the campaign answers")
+    hypothesis: str = Field(default="", description="what is expected, and why")
+    decision_rule: str = Field(default="", description="what will be done on each verdict")
+    primary_metric: str = Field(
+        default="",
+        description="metric of contrasts that name none; default `correct` where a condition practises on tasks, "
+        "else `nll`",
+    )
+    seeds: tuple[int, ...] = Field(
+        default=(42, 101, 202), min_length=1, description="training seeds; each is one replicate"
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="optimiser steps of every condition that sets none itself"
+    )
+    mix_numerics: bool = Field(
+        default=False, description="allow results of other devices or torch versions to be reused"
+    )
+    conditions: tuple[dict[str, Any], ...] = Field(default=(), description="`[[campaign.conditions]]`")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("seeds repeat: the same seed is the same run, not a replicate")
+        return seeds
+
+
+class SqueezeConfig(Config):
+    """`[squeeze]`: after the first finished run, how small a rank would have done."""
+
+    min_variance_retention: float = Field(
+        default=0.95, gt=0, le=1, description="share of the change of weights that the recommended rank keeps"
+    )
+
+
+class LoggingConfig(Config):
+    """`[logging]`: where metrics are sent besides the run's folder."""
+
+    wandb_project: str | None = Field(default=None, description="project of Weights & Biases")
+
+
+class File(Config):
+    """All tables of a campaign file."""
+
+    campaign: CampaignConfig = CampaignConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    score: ScoreConfig = ScoreConfig()
+    selection: SelectionConfig = SelectionConfig()
+    training: TrainConfig = TrainConfig()
+    tasks: CommonTasksConfig = CommonTasksConfig()
+    rl: RLConfig = RLConfig()
+    split: SplitConfig = SplitConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    suites: tuple[SuiteConfig, ...] = ()
+    analysis: AnalysisConfig = AnalysisConfig()
+    looks: LooksConfig | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    squeeze: SqueezeConfig | None = None
+    logging: LoggingConfig = LoggingConfig()
