@@ -13,8 +13,8 @@ from finetrial.records import Example
 GOLDEN = {
     ("shell", "base"): "2d490fce709b87559ba21fba9b7ed75744c46cb72c2b3fa8d6d41a470f54a02b",
     ("shell", "campaign"): "e7f7da8d59f131347639cb560a9532cd1d3d08bbd9ee1381b4fd5ea1b4704026",
-    ("arithmetic", "base"): "76178bf0e80c8b11bd112228d5aa362fad7c99f98d949eadb50d21df7f40238b",
-    ("arithmetic", "campaign"): "d6c505364191294c4e04ed5278bfa7f03fb073916c732cd573cf8f9c4a6d0774",
+    ("arithmetic", "base"): "27eead73004be1d5e3153069b8042091e02c1e56e99c8fa0c76259f738782c86",
+    ("arithmetic", "campaign"): "c5f755a0e936eeb334827828c420cf20cc802aae5c821a05f5a8c58b59e1f949",
     ("replies", "base"): "338646cae49eb87e643589e88b106d47ab1ebfe65baee71465e465f507c4a6cc",
     ("replies", "campaign"): "2a8dc649937cbd56fce51130977951b59fb12dceb7e4cf1eb4c3823dac0d06df",
     ("physics", "base"): "a84222b2607fb58744492ebb623df06c05c0751ca30e1fbfccf1842df9b6e4a0",
