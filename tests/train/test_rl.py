@@ -305,6 +305,28 @@ def test_every_way_of_credit_trains(tmp_path, transform):
         assert result.ledger.updates > 0
 
 
+def test_a_run_whose_logits_are_not_finite_is_quarantined_and_the_others_go_on(tmp_path):
+    good = practising(tmp_path, "good")
+    bad = practising(tmp_path, "bad", learning_rate=1e30, max_grad_norm=0.0)
+    kept, lost = train_cohort(model(), [good, bad], 4, tmp_path / "checkpoint")
+    assert (kept.status, lost.status) == ("done", "quarantined")
+    assert "not finite" in str(lost.reason)
+    (alone,) = train_cohort(model(), [practising(tmp_path / "alone", "good")], 4, tmp_path / "c")
+    torch.testing.assert_close(weights_of(kept), weights_of(alone), rtol=1e-3, atol=1e-4)
+    rows = lines(bad.metrics)
+    assert rows[-1]["quarantined"] == lost.reason
+    assert rows[-1]["loss"] is None
+    assert len(rows) < 4 == len(lines(good.metrics))
+
+
+def test_planning_words_can_be_found_by_meaning(tmp_path):
+    run = practising(tmp_path, rl={"planning": {"detector": "semantic", "threshold": 0.0}})
+    train_cohort(model(), [run], 1, tmp_path / "checkpoint")
+    (row,) = lines(run.metrics)
+    assert 0 <= row["planning_token_ratio"] <= 1
+    assert all(0 <= one["planning_token_ratio"] <= 1 for one in lines(run.folder / "emergence/generations.jsonl"))
+
+
 def test_a_base_cannot_be_practised_on_with_dropout(tmp_path):
     run = practising(tmp_path, model=ModelConfig(lora_rank=4, lora_dropout=0.1))
     with pytest.raises(Exception, match="lora_dropout"):

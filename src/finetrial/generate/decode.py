@@ -32,6 +32,14 @@ IDLE_SHARE = 1 / 8
 """Share of ended rows at which the others are moved together."""
 
 
+class NotFinite(FloatingPointError):
+    """Logits that are not finite, and the adapter whose they are (None for the base)."""
+
+    def __init__(self, adapter: int | None):
+        super().__init__(f"logits of {'the base' if adapter is None else f'adapter {adapter}'} are not finite")
+        self.adapter = adapter
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt under one adapter."""
@@ -93,7 +101,7 @@ def decode(
         observe: told the rows of each step and its seconds; the host then waits for every step.
 
     Raises:
-        FloatingPointError: logits of a row are not finite.
+        NotFinite: logits of a row are not finite.
     """
     device = head.weight_VH.device
     look = 1 if observe is not None else LOOK_STEPS.get(device.type, 1)
@@ -276,13 +284,13 @@ class _Result:
         """The completions.
 
         Raises:
-            FloatingPointError: logits of a row were not finite.
+            NotFinite: logits of a row were not finite.
         """
         found = []
         for s, (row, length) in enumerate(zip(self.rows, self.length_S, strict=True)):
             facts_T3 = self.facts_SW3[s, :length]
             if not np.isfinite(facts_T3[:, 2]).all():
-                raise FloatingPointError(f"logits of adapter {prompts[row.prompt].adapter} are not finite")
+                raise NotFinite(prompts[row.prompt].adapter)
             found.append(
                 Sampled(
                     self.ids_SW[s, :length].copy(),

@@ -103,7 +103,7 @@ def sample(
     Raises:
         UserError: a prompt has no tokens or fills the base's context, a stop text is empty, or the base's layers
             keep a state that rows cannot share.
-        FloatingPointError: an adapter's logits are not finite.
+        NotFinite: an adapter's logits are not finite.
     """
     return sample_batches(model, head, stack, tokenizer, requests, stop_ids, rows, observe, progress)
 

@@ -168,7 +168,7 @@ def train_cohort(
                 }
                 if run.practice is None:
                     row["seconds"] = round(elapsed, 4)
-                else:
+                elif whole:
                     row |= policy_facts(reports[n], lesson, elapsed)
                 if not whole:
                     row["quarantined"] = ledger.reason

@@ -9,28 +9,31 @@ Shapes: G completions of a prompt, C completions of a step, T tokens of one.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from finetrial import seeds
+from finetrial.generate.decode import NotFinite
 from finetrial.model.distribution import token_stats
+from finetrial.model.embed import embed
 from finetrial.model.loss import collate, supervised_hidden
 from finetrial.model.pieces import token_offsets
-from finetrial.train.advantages import advantages
+from finetrial.train.advantages import advantages, strategies
 from finetrial.train.batch_sizing import fields
 from finetrial.train.batches import layout
 from finetrial.train.credit import Credit, credit, uncertainty
 from finetrial.train.lesson import Lesson, PolicyTokens, Row, per_token
-from finetrial.train.planning import DEFAULT_GRAMS, planning_mask
-from finetrial.train.policy_loss import kl_penalty, token_weights
+from finetrial.train.planning import DEFAULT_GRAMS, centroids, planning_mask, semantic_masks
+from finetrial.train.policy_loss import token_weights
 from finetrial.train.rl_config import RLConfig
 from finetrial.train.rl_facts import CORRECT, Known, logs, step_facts
 from finetrial.train.rollouts import Engine, Group, Rollout, practice_of, roll_out
 from finetrial.train.runs import Ledger, RunData
 from finetrial.train.sepa import SepaState, observe, sepa_lambda
-from finetrial.train.shaping import overlong_penalty
+from finetrial.train.shaping import kl_returns, overlong_penalty
 
 POOLING = ("gtpo_sepa", "gtpo_sepa_amp", "gtpo_sepa_amp_c", "delight_sepa")
 """Transforms that the strength of SEPA acts in."""
@@ -41,6 +44,8 @@ def lessons(
 ) -> dict[int, Lesson]:
     """What every practising run learns from in step `step` (0, 1, ...), by its place in the cohort.
 
+    A run in quarantine draws nothing more; one whose logits are not finite is put there, and the others go on.
+
     Args:
         engine: samples and scores.
         runs: the cohort.
@@ -50,19 +55,27 @@ def lessons(
         budget: most padded tokens of a scoring pass.
     """
     practising = {n: run for n, run in enumerate(runs) if run.practice is not None}
-    if not practising:
-        return {}
-    configs = {n: practice_of(run).rl for n, run in practising.items()}
+    nothing = {n: Lesson((), 0, 0, 0, {}) for n in practising}
+    configs = {n: practice_of(run).rl for n, run in practising.items() if ledgers[n].quarantined_at is None}
+    if not configs:
+        return nothing
     most = min(rl.batch_sizing.rows for rl in configs.values())
     adapt = all(rl.batch_sizing.enabled for rl in configs.values())
     rows = engine.pace.next_rows(most) if adapt else most
-    rollouts = roll_out(engine, practising, ledgers, rows)
+    try:
+        rollouts = roll_out(engine, {n: practising[n] for n in configs}, ledgers, rows)
+    except NotFinite as error:
+        if error.adapter is None:
+            raise
+        ledgers[error.adapter].quarantined_at = step + 1
+        ledgers[error.adapter].reason = f"logits are not finite at step {step + 1}"
+        return lessons(engine, runs, ledgers, step, steps, budget)
     old = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if _needs_old(rl)}, configs, budget, base=False)
     base = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if rl.loss.kl_coef}, configs, budget, base=True)
     pace = _pace(engine, rollouts, rows, most)
-    return {
-        n: _lesson(run, rollouts[n], old.get(n), base.get(n), ledgers[n], step, steps, pace)
-        for n, run in practising.items()
+    return nothing | {
+        n: _lesson(engine, practising[n], rollout, old.get(n), base.get(n), ledgers[n], step, steps, pace)
+        for n, rollout in rollouts.items()
     }
 
 
@@ -106,6 +119,7 @@ def _logp(
 
 
 def _lesson(
+    engine: Engine,
     run: RunData,
     rollout: Rollout,
     old: list[np.ndarray] | None,
@@ -117,17 +131,17 @@ def _lesson(
 ) -> Lesson:
     """A run's rows and what there is to tell of its step; enters grades and the pooling's state into the ledger."""
     rl = practice_of(run).rl
-    tokens = _known_tokens(run, rollout.learnt, old, base)
-    rewards = [_rewards(run, group, mine) for group, mine in zip(rollout.learnt, tokens, strict=True)]
+    known = _known_tokens(engine, run, rollout.learnt, old, base)
+    rewards = [_rewards(run, group, mine) for group, mine in zip(rollout.learnt, known, strict=True)]
     lengths = [np.array([len(done.ids_T) for done in group.completions]) for group in rollout.learnt]
     advantage = advantages(rl, rewards, lengths, [_strategies(group) for group in rollout.learnt])
     state = SepaState(**ledger.sepa) if ledger.sepa else SepaState()
     strength = sepa_lambda(rl.sepa, state, step + 1, steps) if rl.transform_mode in POOLING else 0.0
     credits = [
-        credit(rl, advantage_G, reward_G, [t.uncertainty_T for t in mine], [t.planning_T for t in mine], strength)
-        for advantage_G, reward_G, mine in zip(advantage, rewards, tokens, strict=True)
+        credit(rl, advantage_G, reward_G, [k.uncertainty_T for k in mine], [k.planning_T for k in mine], strength)
+        for advantage_G, reward_G, mine in zip(advantage, rewards, known, strict=True)
     ]
-    facts = step_facts(rl, rollout, rewards, tokens, credits)
+    facts = step_facts(rl, rollout, rewards, known, credits)
     correct_rate, variance = facts["correct_rate"], facts.get("exec_surprisal_var")
     ledger.sepa = asdict(observe(rl.sepa, state, correct_rate, variance))
     graded_G = np.concatenate([group.accuracy_G for group in rollout.groups])
@@ -146,7 +160,7 @@ def _lesson(
         "group_size": rl.group_size,
         **pace,
     }
-    rows = _rows(rl, rollout.learnt, tokens, rewards, credits)
+    rows = _rows(rl, rollout.learnt, known, rewards, credits)
     who = {"condition": run.condition, "seed": run.seed}
     return Lesson(
         updates=_updates(rl, rows, run.seed, step),
@@ -154,35 +168,41 @@ def _lesson(
         tokens=sum(len(group.prompt_T) + int(t.sum()) for group, t in zip(rollout.learnt, lengths, strict=True)),
         supervised_tokens=sum(int(t.sum()) for t in lengths),
         facts=facts,
-        logs=logs({"step": step + 1, **who}, rl, rollout, rewards, tokens, credits, facts),
+        logs=logs({"step": step + 1, **who}, rl, rollout, rewards, known, credits, facts),
         sampling_s=rollout.seconds,
     )
 
 
 def _known_tokens(
-    run: RunData, groups: Sequence[Group], old: list[np.ndarray] | None, base: list[np.ndarray] | None
+    engine: Engine,
+    run: RunData,
+    groups: Sequence[Group],
+    old: list[np.ndarray] | None,
+    base: list[np.ndarray] | None,
 ) -> list[list[Known]]:
     practice, rl = practice_of(run), practice_of(run).rl
-    grams = rl.planning.grams or DEFAULT_GRAMS
-    place, known = 0, []
-    for group in groups:
-        mine = []
-        for done in group.completions:
-            text, offsets_T2 = token_offsets(done.ids_T, practice.tokenizer)
-            mine.append(
-                Known(
-                    uncertainty(rl.uncertainty_kind, done.raw_logp_T, done.entropy_T),
-                    planning_mask(text, offsets_T2, grams),
-                    old[place] if old is not None else None,
-                    base[place] if base is not None else None,
-                )
-            )
-            place += 1
-        known.append(mine)
-    return known
+    every = [done for group in groups for done in group.completions]
+    spelled = [token_offsets(done.ids_T, practice.tokenizer) for done in every]
+    if rl.planning.detector == "semantic":
+        encode = partial(embed, engine.model, practice.tokenizer, stack=engine.stack)
+        texts, offsets = [text for text, _ in spelled], [offsets_T2 for _, offsets_T2 in spelled]
+        planning = semantic_masks(texts, offsets, encode, centroids(encode), rl.planning.threshold)
+    else:
+        grams = rl.planning.grams or DEFAULT_GRAMS
+        planning = [planning_mask(text, offsets_T2, grams) for text, offsets_T2 in spelled]
+    known = iter(
+        Known(
+            uncertainty(rl.uncertainty_kind, done.raw_logp_T, done.entropy_T),
+            planning_T,
+            old[place] if old is not None else None,
+            base[place] if base is not None else None,
+        )
+        for place, (done, planning_T) in enumerate(zip(every, planning, strict=True))
+    )
+    return [[next(known) for _ in group.completions] for group in groups]
 
 
-def _rewards(run: RunData, group: Group, tokens: Sequence[Known]) -> np.ndarray:
+def _rewards(run: RunData, group: Group, known: Sequence[Known]) -> np.ndarray:
     """float64 rewards (G,): the grade (or the control's coin), plus penalties; NaN where there is no grade."""
     rl = practice_of(run).rl
     reward_G = group.accuracy_G
@@ -193,37 +213,33 @@ def _rewards(run: RunData, group: Group, tokens: Sequence[Known]) -> np.ndarray:
         length_G = np.array([len(done.ids_T) for done in group.completions])
         reward_G = reward_G + overlong_penalty(length_G, rl.sampling.max_tokens, rl.overlong.cache)
     if rl.loss.kl_coef and rl.loss.kl_in == "reward":
-        spent_G = []
-        for t in tokens:
-            assert t.old_logp_T is not None
-            assert t.base_logp_T is not None
-            logp_T, base_T = torch.from_numpy(t.old_logp_T), torch.from_numpy(t.base_logp_T)
-            spent_G.append(float(kl_penalty("k1", logp_T, base_T).sum()))
-        reward_G = reward_G - rl.loss.kl_coef * np.array(spent_G)
+        for g, k in enumerate(known):
+            assert k.old_logp_T is not None
+            assert k.base_logp_T is not None
+            reward_G[g] = kl_returns(reward_G[g], k.old_logp_T, k.base_logp_T, rl.loss.kl_coef)[0]
     return reward_G
 
 
 def _strategies(group: Group) -> np.ndarray:
     """Cluster (G,) of each completion: the same words around other numbers are the same strategy."""
-    shapes = [re.sub(r"\d+", "#", " ".join(done.text.split())) for done in group.completions]
-    return np.array([shapes.index(shape) for shape in shapes])
+    return strategies([re.sub(r"\d+", "#", " ".join(done.text.split())) for done in group.completions])
 
 
 def _rows(
     rl: RLConfig,
     groups: Sequence[Group],
-    tokens: Sequence[Sequence[Known]],
+    known: Sequence[Sequence[Known]],
     rewards: Sequence[np.ndarray],
     credits: Sequence[Credit],
 ) -> list[Row]:
     """Every completion that takes part. One without a grade does not, nor one cut short where those are masked."""
     rows = []
-    for group, mine, reward_G, credit_ in zip(groups, tokens, rewards, credits, strict=True):
-        for done, t, advantage_T, reward in zip(group.completions, mine, credit_.advantage, reward_G, strict=True):
+    for group, mine, reward_G, credit_ in zip(groups, known, rewards, credits, strict=True):
+        for done, k, advantage_T, reward in zip(group.completions, mine, credit_.advantage, reward_G, strict=True):
             if np.isnan(reward) or (rl.overlong.mask_truncated and not done.finished):
                 continue
-            base_T = t.base_logp_T if rl.loss.kl_in == "loss" else None
-            policy = PolicyTokens(advantage_T, done.logp_T, t.old_logp_T, base_T)
+            base_T = k.base_logp_T if rl.loss.kl_in == "loss" else None
+            policy = PolicyTokens(advantage_T, done.logp_T, k.old_logp_T, base_T)
             rows.append(Row(group.stream(done), 0.0, policy))
     return rows
 

@@ -136,7 +136,6 @@ def _draw(
             noise = tuple(seeds.derive(run.seed, "completion", name, place, g) for g in range(practice.rl.group_size))
             asked.append((n, place, task))
             requests.append(Request(practice.prompts[task], n, noise, practice.rl.sampling))
-        ledgers[n].prompts_drawn += wanted[n]
     some = practice_of(next(iter(runs.values())))
     began = time.perf_counter()
     completions = sample(
@@ -162,4 +161,5 @@ def _draw(
             for place, task, done in mine
         ]
         ledgers[n].sampled_tokens += sum(len(completion.ids_T) for _, _, done in mine for completion in done)
+        ledgers[n].prompts_drawn += wanted[n]
     return drawn, seconds
