@@ -118,15 +118,31 @@ def filtered(weight_FV: Tensor, top_k_F1: Tensor, top_p_F1: Tensor) -> Tensor:
     lower token id is the likelier one.
     """
     vocabulary = weight_FV.shape[1]
-    order_FV = torch.sort(weight_FV, dim=1, descending=True, stable=True).indices
-    sorted_FV = weight_FV.gather(1, order_FV).double()
-    rank_V = torch.arange(vocabulary, device=weight_FV.device)
     limit_F1 = torch.where(top_k_F1 > 0, top_k_F1, vocabulary)
-    sorted_FV.masked_fill_(rank_V >= limit_F1, 0.0)
-    reach_FV = sorted_FV.cumsum(dim=1)
-    goal_F1 = torch.where(top_p_F1 < 1, top_p_F1.double() * reach_FV[:, -1:], math.inf)
-    drop_FV = (rank_V >= limit_F1) | (reach_FV - sorted_FV >= goal_F1)
+    if weight_FV.device.type == "cpu":  # elsewhere a sort costs less than waiting for the answer
+        head = max(HEAD_TOKENS, int(top_k_F1.max()) + 1)
+        if head < vocabulary:
+            top_FR = weight_FV.topk(head, dim=1).values
+            kept_F1 = _kept(top_FR, limit_F1, top_p_F1, weight_FV)
+            least_F1 = top_FR.gather(1, kept_F1 - 1)
+            beyond_F1 = top_FR.gather(1, kept_F1.clamp(max=head - 1))
+            if bool((beyond_F1 < least_F1).all()):  # else the cut lies further down, or between equal masses
+                return weight_FV.masked_fill(weight_FV < least_F1, 0.0)
+    sorted_FV, order_FV = torch.sort(weight_FV, dim=1, descending=True, stable=True)
+    kept_F1 = _kept(sorted_FV, limit_F1, top_p_F1, weight_FV)
+    drop_FV = torch.arange(vocabulary, device=weight_FV.device) >= kept_F1
     return weight_FV.masked_fill(torch.zeros_like(drop_FV).scatter_(1, order_FV, drop_FV), 0.0)
+
+
+def _kept(sorted_FR: Tensor, limit_F1: Tensor, top_p_F1: Tensor, weight_FV: Tensor) -> Tensor:
+    """How many of the likeliest tokens stay (F, 1), as far as the R likeliest ones tell."""
+    ranks = sorted_FR.shape[1]
+    rank_R = torch.arange(ranks, device=sorted_FR.device)
+    mass_FR = sorted_FR.double().masked_fill(rank_R >= limit_F1, 0.0)
+    reach_FR = mass_FR.cumsum(dim=1)
+    whole_F1 = torch.where(limit_F1 > ranks, weight_FV.sum(dim=1, keepdim=True, dtype=torch.float64), reach_FR[:, -1:])
+    goal_F1 = torch.where(top_p_F1 < 1, top_p_F1.double() * whole_F1, math.inf)
+    return ((rank_R < limit_F1) & (reach_FR - mass_FR < goal_F1)).sum(dim=1, keepdim=True)
 
 
 @functools.cache
