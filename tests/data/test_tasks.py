@@ -330,3 +330,16 @@ def test_libraries_of_environments_that_are_absent_are_named(monkeypatch: pytest
     for source, extra in (("gym:chain_sum", "gym"), ("env:tiny_sums", "envs")):
         with pytest.raises(UserError, match=rf"pip install 'finetrial\[{extra}\]'"):
             read(source)
+
+
+def test_where_keeps_the_tasks_with_these_facts():
+    source = "world:arithmetic?count=200&seed=1"
+    every = read_tasks(TaskConfig(source=source))
+    chains = read_tasks(TaskConfig(source=source, where={"kind": "chain"}))
+    assert {task.id for task in chains.tasks} == {task.id for task in every.tasks if task.meta["kind"] == "chain"}
+    assert chains.facts["rows"] == 200
+    assert chains.facts["dropped"]["not as `where` asks"] > 0
+    with pytest.raises(UserError, match=r"no task has a fact 'kinds' \(did you mean 'kind'"):
+        read_tasks(TaskConfig(source=source, where={"kinds": "chain"}))
+    with pytest.raises(UserError, match="product"):
+        read_tasks(TaskConfig(source=source, where={"kind": "chains"}))

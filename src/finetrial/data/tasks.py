@@ -12,7 +12,7 @@ from pydantic import Field
 from finetrial.data.environments import gym_tasks, verifiers_tasks
 from finetrial.data.read import open_source, read
 from finetrial.data.task_rows import Question, question_of
-from finetrial.errors import UserError
+from finetrial.errors import UserError, nearest
 from finetrial.grade.config import GraderConfig
 from finetrial.identity import digest
 from finetrial.records import Config, Message, Task
@@ -29,6 +29,9 @@ class TaskConfig(Config):
         "CSV or Parquet with question and answer",
     )
     limit: int | None = Field(default=None, ge=1, description="read at most this many tasks")
+    where: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="keep only tasks whose facts have these values, such as { kind = 'chain' }"
+    )
     instruction: str = Field(default="", description="appended to each question, on a line of its own")
     system: str = Field(default="", description="system message before each question; empty for none")
     grader: GraderConfig = GraderConfig()
@@ -73,6 +76,7 @@ def read_tasks(config: TaskConfig, place: str = "tasks") -> TaskSet:
     questions = list(itertools.islice(_questions(config.source, config.limit, facts, place), config.limit))
     if not questions:
         raise UserError(f"[{place}] {config.source}: no task (the source is empty)")
+    read_rows, questions = len(questions), _chosen(questions, config, place)
     styles = Counter(question.style for question in questions)
     if len(styles) > 1:
         common = styles.most_common(1)[0][0]
@@ -85,10 +89,11 @@ def read_tasks(config: TaskConfig, place: str = "tasks") -> TaskSet:
     named, renamed = _unique_ids(distinct)
     tasks = [_task(question, config) for question in named]
     tasks, merged = _merge_groups(tasks, [question.key for question in named])
+    reasons = {"not as `where` asks": read_rows - len(questions), "question and reference of another row": dropped}
     facts |= {
-        "rows": len(questions),
+        "rows": read_rows,
         "kept": len(tasks),
-        "dropped": {"question and reference of another row": dropped} if dropped else {},
+        "dropped": {reason: count for reason, count in reasons.items() if count},
         "groups": len({task.group for task in tasks}),
         "styles": dict(styles),
         "renamed_ids": renamed,
@@ -166,6 +171,19 @@ def _world(source: str, limit: int | None, place: str) -> Iterator[Question]:
             meta=dict(example.meta),
             style="plain" if isinstance(answer, str) else "number",
         )
+
+
+def _chosen(questions: list[Question], config: TaskConfig, place: str) -> list[Question]:
+    """The questions whose facts are as `where` asks."""
+    known = sorted({name for question in questions for name in question.meta})
+    for name in config.where:
+        if name not in known:
+            raise UserError(f"[{place}] where: no task has a fact {name!r}{nearest(name, known)}; there are {known}")
+    kept = [q for q in questions if all(q.meta.get(name) == value for name, value in config.where.items())]
+    if not kept:
+        values = {name: sorted({str(q.meta.get(name)) for q in questions})[:8] for name in config.where}
+        raise UserError(f"[{place}] where: no task is as {dict(config.where)} asks; there are {values}")
+    return kept
 
 
 def _distinct(questions: list[Question]) -> tuple[list[Question], int]:
