@@ -56,6 +56,58 @@ def test_a_campaign_from_the_command_line(campaign: Path, tmp_path: Path) -> Non
     assert [row["model"] for row in scored] == ["base", "logs/tiny/runs/topq_s1/adapter"]
 
 
+def test_a_campaign_of_practice_from_the_command_line(practice: Path, tmp_path: Path) -> None:
+    checks = json.loads(finetrial(tmp_path, "check", "practice.toml", "--json").stdout)
+    assert all(check["passed"] for check in checks)
+    planned = json.loads(finetrial(tmp_path, "plan", "practice.toml", "--json").stdout)
+    assert (planned["to_train"], [suite["name"] for suite in planned["suites"]]) == (6, ["held_out"])
+    finetrial(tmp_path, "run", "practice.toml")
+    again = json.loads(finetrial(tmp_path, "why", "practice.toml", "--json").stdout)
+    assert {run["decision"] for run in again["runs"]} == {"REUSE"}
+    assert json.loads(finetrial(tmp_path, "status", "--json").stdout)["done"] == 6
+    told = json.loads(finetrial(tmp_path, "verdict", "logs/practice", "--json", expect=20).stdout)
+    assert [contrast["metric"] for contrast in told["contrasts"]] == ["correct"] * 3
+
+
+SWEEP = """
+[campaign]
+seeds = [42, 101, 202]
+max_steps = 100
+
+[[campaign.conditions]]
+advantage_mode = "grpo"
+transform_mode = "none"
+
+[[campaign.conditions]]
+advantage_mode = "maxrl"
+transform_mode = "gtpo_sepa"
+
+[model]
+lora_rank = 128
+
+[squeeze]
+min_variance_retention = 0.95
+
+[logging]
+wandb_project = "test-sweep"
+"""
+
+
+@pytest.mark.slow
+def test_a_published_sweep_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "test_sweep.toml").write_text(SWEEP)
+    finetrial(tmp_path, "run", "test_sweep.toml", "--max-steps", "1")
+    told = json.loads((tmp_path / "logs/test_sweep-dry/manifest.json").read_text())
+    assert (told["status"], told["squeeze"]["source_rank"]) == ("dry", 128)
+    assert {run["folder"] for run in told["runs"]} == {
+        f"runs/{name}_s{seed}" for name in ("grpo+none", "maxrl+gtpo_sepa") for seed in (42, 101, 202)
+    }
+    for run in told["runs"]:
+        (row,) = (tmp_path / "logs/test_sweep-dry" / run["folder"] / "metrics.jsonl").read_text().splitlines()
+        assert 0 <= json.loads(row)["correct_rate"] <= 1
+
+
 @pytest.fixture(autouse=True)
 def base_beside(tiny_base: Path, tmp_path: Path) -> None:
     """The tiny base under a short name."""

@@ -149,7 +149,10 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
         instructions[HELD_OUT] = spec.tasks.instruction
     for suite in spec.suites:
         if suite.kind == "tasks":
-            found = read(suite.tasks)
+            try:
+                found = read(suite.tasks)
+            except UserError as error:
+                raise type(error)(f"suite {suite.name}: {error}") from error
             exams[suite.name] = _exam(found.tasks, suite.tasks.grader, found)
             instructions[suite.name] = suite.instruction
     examined = {name: questions(exam.tasks, instructions[name]) for name, exam in exams.items()}
@@ -157,8 +160,8 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
     practice, compared = {}, 0
     for condition in spec.practising:
         assert condition.tasks is not None
-        found = read(condition.tasks)
         try:
+            found = read(condition.tasks)
             practice[condition.name], pairs = _practice(condition.tasks, found, {**examined, **tested})
         except UserError as error:
             raise type(error)(f"condition {condition.name}: {error}") from error

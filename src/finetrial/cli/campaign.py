@@ -58,7 +58,7 @@ def init(
 
 @app.command()
 def check(spec: SpecPath, overrides: Overrides = None, logs: Logs = LOGS, as_json: AsJson = False) -> None:
-    """Preflight that executes: data, masks, leak guard, gradients of every condition, disk, power."""
+    """Preflight that executes: data, masks, graders, leak guard, one step of every condition, disk, power."""
     from finetrial.campaign.preflight import preflight
 
     results = preflight(load_spec(spec, overrides or ()), logs, _silent if as_json else say)
