@@ -1,19 +1,20 @@
 """Train the built-in base model on text of the built-in worlds, and record how.
 
-    OMP_NUM_THREADS=1 python scripts/train_base.py [--steps N] [--rows shell=5,arithmetic=24] [--start DIR]
+    OMP_NUM_THREADS=1 python scripts/train_base.py [--steps N] [--rows shell=5,...] [--start DIR]
 
 Writes config, weights (bfloat16), tokenizer and `training.json` to `src/finetrial/assets/base`. Only problems of
-the split `base` are trained on; the record holds accuracy and loss on problems of the split `campaign`. With
+the split `base` are trained on; the record holds skill and loss on problems of the split `campaign`. With
 `--start` the model of an earlier stage is trained further on new rows, and its record is kept as `previous`.
 
 Shapes: B rows, T tokens, S supervised tokens.
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from scipy.stats import binomtest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from finetrial.data.worlds import VERSIONS, WORLDS
-from finetrial.data.worlds.arithmetic import answer_of
+from finetrial.data.worlds import VERSIONS, WORLDS, arithmetic, physics, replies
 from finetrial.model.render import Rendered, prompt_text, render_batch
 from finetrial.records import Example
 from finetrial.seeds import derive, stream
@@ -38,10 +38,11 @@ STAGE_SEEDS = 100
 """Added to the seed of the rows from stage to stage."""
 ASSETS = Path(__file__).resolve().parent.parent / "src" / "finetrial" / "assets" / "base"
 
-VOCABULARY = 1024
-PIECES = r" ?[\p{L}_]+|\d|[^\p{L}\d_]*[^\p{L}\d_\s]|\s+"
-"""What merges never cross: words and identifiers, single digits, runs of punctuation, white space."""
-HIDDEN, INTERMEDIATE, LAYERS, HEADS = 128, 448, 4, 4
+VOCABULARY = 1280
+PIECES = r" ?\([A-D]\)| ?[\p{L}_]+|\d|[^\p{L}\d_]*[^\p{L}\d_\s]|\s+"
+"""What merges never cross: letters of options, words and identifiers, single digits, runs of punctuation, white space.
+An option's letter with its parentheses is one piece, so that it directly follows the option's last word."""
+HIDDEN, INTERMEDIATE, LAYERS, HEADS = 128, 512, 4, 4
 MAX_LENGTH = 1024
 
 MUON_RATE, ADAM_RATE = 2e-2, 2e-3
@@ -50,10 +51,22 @@ WARMUP, COOLDOWN = 20, 0.3
 BUCKET = 64
 """Steps over which rows are sorted by length, so that a batch is padded little."""
 
-HELD_OUT = {"shell": 400, "arithmetic": 1000}
-WATCHED, WATCH_FROM = 200, 0.5
-"""Campaign problems (of a seed of their own) on which accuracy is watched, and from which share of the steps on."""
+HELD_OUT = {
+    "shell": 400,
+    "arithmetic": 1000,
+    "replies": 500,
+    "physics": 1000,
+    "physics_choice": 1000,
+    "physics_numeric": 1000,
+    "physics_explanation": 300,
+}
+"""Rows of the split `campaign` on which the record's figures are taken."""
+WATCHED, WATCH_FROM, WATCH_EVERY = 300, 0.6, 50
+"""Campaign problems (of a seed of their own) on which accuracy is watched, from which share of the steps on, and after
+how many steps each time."""
 MAX_NEW_TOKENS = 128
+REPLIED, REPLIES_EACH = 150, 8
+"""Requests of the replies world, and samples of each at temperature 1."""
 
 
 def train_tokenizer(texts: Iterator[str], template: str) -> PreTrainedTokenizerFast:
@@ -164,14 +177,18 @@ def train(
     data: dict[str, list[Rendered]],
     rows_per_step: dict[str, int],
     steps: int,
+    weights: Mapping[str, float],
     factor: float,
     target: float,
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """The loop, which ends after `steps` or once the watched accuracy reaches `target`.
+    """The loop, which ends after `steps` or once the watched accuracy of arithmetic reaches `target`.
+
+    The loss of a step is the weighted mean of the worlds' mean losses per supervised token.
 
     Returns the history of losses and accuracies, and the speed.
     """
-    watched = list(WORLDS["arithmetic"](WATCHED, WATCH_SEED, "campaign"))
+    watched = {world: list(WORLDS[world](WATCHED, WATCH_SEED, "campaign")) for world in VERIFIED}
+    share = {world: weights[world] / sum(weights.values()) for world in data}
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimisers = [
@@ -185,7 +202,7 @@ def train(
     for step in range(steps):
         for world, ordered in plan.items():
             total, count = supervised_loss(model, ordered[step])
-            (total / count / len(plan)).backward()
+            (share[world] * total / count).backward()
             window[world].append(total.item() / count)
             tokens += sum(len(row.ids_T) for row in ordered[step])
         for optimiser, peak in optimisers:
@@ -193,44 +210,117 @@ def train(
                 group["lr"] = peak * rate(step, steps)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if (step + 1) % WATCH_EVERY == 0 or step + 1 == steps:
             losses = {f"{world}_loss": round(float(np.mean(values)), 4) for world, values in window.items()}
             history.append({"step": step + 1, **losses})
             if step + 1 >= WATCH_FROM * steps:
-                history[-1]["accuracy"] = greedy_accuracy(model, tokenizer, watched)["accuracy"]
+                for world, problems in watched.items():
+                    accuracy = greedy_accuracy(model, tokenizer, problems, VERIFIED[world])["accuracy"]
+                    history[-1][f"{world}_accuracy"] = round(accuracy, 4)
             window = {world: [] for world in plan}
             seconds = time.perf_counter() - started
             print(f"{history[-1]} {seconds:.0f} s, {tokens / seconds:.0f} tokens/s", flush=True)
-            if history[-1].get("accuracy", 0.0) >= target:
+            if history[-1].get("arithmetic_accuracy", 0.0) >= target:
                 break
     seconds = time.perf_counter() - started
     return history, {"seconds": round(seconds), "tokens": tokens, "tokens_per_second": round(tokens / seconds)}
 
 
 @torch.no_grad()
-def greedy_accuracy(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Example]
-) -> dict[str, Any]:
-    """Share of problems whose greedy completion ends in the right answer, with Wilson's 95 % interval."""
-    correct = answered = 0
-    for start in range(0, len(problems), 250):
-        rows = problems[start : start + 250]
-        prompts = [prompt_text(row.messages[:1], tokenizer) for row in rows]
+def complete(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], sample: bool
+) -> list[str]:
+    """One completion of each row's first message, greedy or sampled at temperature 1."""
+    texts: list[str] = []
+    for start in range(0, len(rows), 250):
+        prompts = [prompt_text(row.messages[:1], tokenizer) for row in rows[start : start + 250]]
         encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
         ids_BT = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            **encoded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **encoded,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=sample,
+            pad_token_id=tokenizer.pad_token_id,
+            **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
         )
-        texts = tokenizer.batch_decode(ids_BT[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-        answers = [answer_of(text) for text in texts]
-        answered += sum(answer is not None for answer in answers)
-        correct += sum(answer == row.meta["answer"] for answer, row in zip(answers, rows, strict=True))
+        texts += tokenizer.batch_decode(ids_BT[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def is_right_sum(text: str, meta: Mapping[str, Any]) -> bool:
+    return arithmetic.answer_of(text) == meta["answer"]
+
+
+VERIFIED: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
+    "arithmetic": is_right_sum,
+    "physics_choice": physics.is_correct,
+    "physics_numeric": physics.is_correct,
+}
+"""Worlds whose answers can be verified, and how."""
+
+
+def greedy_accuracy(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Example],
+    is_right: Callable[[str, Mapping[str, Any]], bool],
+) -> dict[str, Any]:
+    """Share of problems whose greedy completion ends in the right answer, with Wilson's 95 % interval."""
+    texts = complete(model, tokenizer, problems, sample=False)
+    correct = sum(is_right(text, row.meta) for text, row in zip(texts, problems, strict=True))
     interval = binomtest(correct, len(problems)).proportion_ci(method="wilson")
     return {
         "n": len(problems),
-        "answered": answered,
+        "answered": sum("Answer: " in text for text in texts),
         "correct": correct,
         "accuracy": correct / len(problems),
         "ci95": [round(float(interval.low), 4), round(float(interval.high), 4)],
+    }
+
+
+def share_named(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Example]
+) -> dict[str, Any]:
+    """Share of choices whose greedy completion names the right option's text and no other, whatever the letter."""
+    texts = complete(model, tokenizer, problems, sample=False)
+    named = [physics.names_right_option(text, row.meta) for text, row in zip(texts, problems, strict=True)]
+    return {"n": len(problems), "named": sum(named), "share": round(float(np.mean(named)), 4)}
+
+
+def rubric_mean(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Example]
+) -> dict[str, Any]:
+    """Mean rubric score of greedy explanations."""
+    texts = complete(model, tokenizer, problems, sample=False)
+    scores = [physics.rubric_score(text, row.meta) for text, row in zip(texts, problems, strict=True)]
+    return {"n": len(problems), "rubric_score": round(float(np.mean(scores)), 4)}
+
+
+def sampled_replies(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Example]
+) -> dict[str, Any]:
+    """Quality of replies sampled at temperature 1, and their diversity within a request.
+
+    Diversity: share of different replies, and distinct-2 (different pairs of words over all pairs) of the samples of
+    one request, averaged over requests.
+    """
+    torch.manual_seed(derive(SEED, "base", "replies"))
+    rows = [row for row in requests for _ in range(REPLIES_EACH)]
+    texts = complete(model, tokenizer, rows, sample=True)
+    scores = [replies.quality(text, row.meta) for text, row in zip(texts, rows, strict=True)]
+    different, distinct_2 = [], []
+    for start in range(0, len(texts), REPLIES_EACH):
+        group = [text.split() for text in texts[start : start + REPLIES_EACH]]
+        pairs = [pair for spoken in group for pair in itertools.pairwise(spoken)]
+        different.append(len({tuple(spoken) for spoken in group}) / len(group))
+        distinct_2.append(len(set(pairs)) / len(pairs))
+    return {
+        "requests": len(requests),
+        "samples_each": REPLIES_EACH,
+        "temperature": 1.0,
+        "quality": round(float(np.mean(scores)), 4),
+        "perfect": round(float(np.mean(np.array(scores) == 1)), 4),
+        "different": round(float(np.mean(different)), 4),
+        "distinct_2": round(float(np.mean(distinct_2)), 4),
     }
 
 
@@ -263,10 +353,21 @@ def lengths(rows: Sequence[Rendered]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1400, help="optimiser steps")
-    parser.add_argument("--rows", default="shell=5,arithmetic=24", help="rows of each world in one step")
+    parser.add_argument("--steps", type=int, default=1300, help="optimiser steps")
+    parser.add_argument(
+        "--rows",
+        default="shell=5,arithmetic=22,replies=14,physics=14,physics_choice=8",
+        help="rows of each world in one step",
+    )
+    parser.add_argument(
+        "--weights",
+        default="shell=3,arithmetic=3,replies=1.5,physics=1.7,physics_choice=1",
+        help="weight of each world's mean loss in the loss of a step",
+    )
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the peak learning rates")
-    parser.add_argument("--target", type=float, default=0.5, help="watched accuracy at which training ends")
+    parser.add_argument(
+        "--target", type=float, default=0.53, help="watched accuracy of arithmetic at which training ends"
+    )
     parser.add_argument("--start", type=Path, help="folder of an earlier stage")
     parser.add_argument("--output", type=Path, default=ASSETS, help="folder to write to")
     options = parser.parse_args()
@@ -274,6 +375,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
 
     per_step = {world: int(count) for world, count in (part.split("=") for part in options.rows.split(","))}
+    weights = {world: float(weight) for world, weight in (part.split("=") for part in options.weights.split(","))}
     previous = json.loads((options.start / "training.json").read_text()) if options.start else None
     seed = previous["seed"] + STAGE_SEEDS if previous else SEED
     rows = {world: list(WORLDS[world](count * options.steps, seed, "base")) for world, count in per_step.items()}
@@ -287,7 +389,9 @@ def main() -> None:
     data = {world: render_examples(rows[world], tokenizer) for world in rows}
     for world in data:
         print(world, len(data[world]), "rows", lengths(data[world]), flush=True)
-    history, speed = train(model, tokenizer, data, per_step, options.steps, options.rate, options.target)
+    replaced = options.output / "training.json"
+    replaces = json.loads(replaced.read_text()) if replaced.exists() and not options.start else None
+    history, speed = train(model, tokenizer, data, per_step, options.steps, weights, options.rate, options.target)
 
     steps = int(history[-1]["step"])
     torch.nn.Module.to(model, torch.bfloat16)
@@ -304,6 +408,7 @@ def main() -> None:
                     "seed": seed,
                     "rows": steps * per_step[world],
                     "rows_per_step": per_step[world],
+                    "weight": weights[world],
                 },
                 "test": {"split": "campaign", "seed": HELD_OUT_SEED, "rows": HELD_OUT[world]},
                 "tokens": lengths(data[world]),
@@ -325,11 +430,18 @@ def main() -> None:
         "history": history,
         "speed": speed,
         "held_out": {world: held_out_loss(model, render_examples(held_out[world], tokenizer)) for world in held_out},
-        "greedy": greedy_accuracy(model, tokenizer, held_out["arithmetic"]),
+        "greedy": {
+            world: greedy_accuracy(model, tokenizer, held_out[world], is_right) for world, is_right in VERIFIED.items()
+        },
+        "options_named": share_named(model, tokenizer, held_out["physics_choice"]),
+        "explanations": rubric_mean(model, tokenizer, held_out["physics_explanation"]),
+        "replies": sampled_replies(model, tokenizer, held_out["replies"][:REPLIED]),
         "previous": previous,
+        "replaces": replaces and {key: replaces[key] for key in ("parameters", "steps", "greedy", "held_out")},
     }
     write_json(options.output / "training.json", record)
-    print(record["greedy"], record["held_out"])
+    for part in ("greedy", "options_named", "explanations", "replies", "held_out"):
+        print(part, record[part])
 
 
 if __name__ == "__main__":

@@ -59,16 +59,32 @@ def test_builtin_is_small(base: Base) -> None:
 
 def test_record_agrees_with_the_files_and_the_worlds(base: Base) -> None:
     assert RECORD["parameters"] == base.parameters
+    assert {"shell", "arithmetic", "replies", "physics"} <= set(RECORD["worlds"]) <= set(RECORD["held_out"])
     for world, facts in RECORD["worlds"].items():
         assert facts["version"] == VERSIONS[world]
         assert facts["train"]["split"] == "base"
         assert facts["test"]["split"] == "campaign"
-    greedy = RECORD["greedy"]
-    assert greedy["n"] >= 500
-    assert greedy["accuracy"] == greedy["correct"] / greedy["n"]
-    assert greedy["ci95"][0] < greedy["accuracy"] < greedy["ci95"][1]
-    assert 0.45 <= greedy["accuracy"] <= 0.60
+    for greedy in RECORD["greedy"].values():
+        assert greedy["n"] >= 500
+        assert greedy["accuracy"] == greedy["correct"] / greedy["n"]
+        assert greedy["ci95"][0] < greedy["accuracy"] < greedy["ci95"][1]
     assert RECORD["history"][-1]["step"] == RECORD["steps"]
+
+
+def test_the_base_leaves_room_to_learn_and_to_forget() -> None:
+    greedy = {world: facts["accuracy"] for world, facts in RECORD["greedy"].items()}
+    assert 0.45 <= greedy["arithmetic"] <= 0.60
+    assert 0.40 <= greedy["physics_numeric"] <= 0.75
+    assert 0.6 <= RECORD["explanations"]["rubric_score"] <= 0.95
+    assert 0.6 <= RECORD["replies"]["quality"] <= 0.9
+    assert RECORD["replies"]["different"] > 0.9
+
+
+def test_choosing_is_at_chance_although_the_reasons_are_known() -> None:
+    """It states the right fact, then names the first letter: a floor that campaigns on choices have to know of."""
+    chance, choice = 1 / 4, RECORD["greedy"]["physics_choice"]
+    assert choice["ci95"][0] < chance + 0.02
+    assert choice["answered"] == choice["n"]
 
 
 def test_it_completes_in_the_worlds_form(base: Base) -> None:
@@ -84,7 +100,7 @@ def test_accuracy_is_what_the_record_says(base: Base) -> None:
     texts = complete(base, [prompt_text(row.messages[:1], base.tokenizer) for row in rows], 128)
     correct = sum(arithmetic.answer_of(text) == row.meta["answer"] for text, row in zip(texts, rows, strict=True))
     # Binomial(40, p) with p near 1/2 has a standard deviation of 0.079; four of them pass all but 1 in 10,000 times.
-    assert abs(correct / n - RECORD["greedy"]["accuracy"]) < 4 * 0.079
+    assert abs(correct / n - RECORD["greedy"]["arithmetic"]["accuracy"]) < 4 * 0.079
 
 
 def test_key_is_of_the_content_not_of_the_path(folder: Path) -> None:

@@ -167,6 +167,17 @@ def test_wrong_letters_are_wrong() -> None:
     ]
 
 
+def test_an_option_can_be_named_without_its_letter() -> None:
+    for row in BY_KIND["choice"]:
+        assert physics.names_right_option(completion(row), row.meta)
+        assert not physics.names_right_option(row.messages[0]["content"], row.meta)
+        assert not physics.names_right_option(f"Answer: {row.meta['answer']}", row.meta)
+    units = {"answer": "A", "choices": ["metre per second", "metre per second squared", "3 m/s", "3 m/s^2"]}
+    assert physics.names_right_option("It is the Metre per second.", units)
+    assert not physics.names_right_option("It is the metre per second squared.", units)
+    assert physics.names_right_option("So 3 m/s^2 it is, not 13 m/s", {**units, "answer": "D"})
+
+
 def test_the_tolerance_tells_neighbouring_results_apart() -> None:
     largest = max(row.meta["value"] for row in BY_KIND["numeric"])
     assert physics.TOLERANCE * (largest + 1) < 1

@@ -72,6 +72,20 @@ def is_correct(text: str, meta: Mapping[str, Any]) -> bool:
     )
 
 
+def names_right_option(text: str, meta: Mapping[str, Any]) -> bool:
+    """Whether a completion of a `choice` problem mentions the right option's text and none of the others'.
+
+    The lenient score beside `is_correct`: it tells knowing the fact from finding its letter. Where one option
+    contains another, the longer counts.
+    """
+    named = []
+    for option in sorted(meta["choices"], key=len, reverse=True):
+        text, found = re.subn(rf"(?<![\w.^]){re.escape(option)}(?![\w^])", "", text, flags=re.IGNORECASE)
+        if found:
+            named.append(option)
+    return named == [meta["choices"][LETTERS.index(meta["answer"])]]
+
+
 def rubric_score(text: str, meta: Mapping[str, Any]) -> float:
     """Share of the ideas of `meta["rubric"]` that an explanation shows, in [0, 1]; 0 for a text that is no prose.
 
