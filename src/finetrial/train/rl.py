@@ -70,7 +70,10 @@ def lessons(
         ledgers[error.adapter].quarantined_at = step + 1
         ledgers[error.adapter].reason = f"logits are not finite at step {step + 1}"
         return lessons(engine, runs, ledgers, step, steps, budget)
-    old = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if _needs_old(rl)}, configs, budget, base=False)
+    told = {n for n, rl in configs.items() if _sampler_knows(engine, rl)}
+    asked = {n: rollouts[n] for n, rl in configs.items() if _needs_old(rl) and n not in told}
+    old = _logp(engine, asked, configs, budget, base=False)
+    old |= {n: [done.raw_logp_T for group in rollouts[n].learnt for done in group.completions] for n in told}
     base = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if rl.loss.kl_coef}, configs, budget, base=True)
     pace = _pace(engine, rollouts, rows, most)
     return nothing | {
@@ -91,6 +94,12 @@ def _pace(engine: Engine, rollouts: Mapping[int, Rollout], rows: int, most: int)
 def _needs_old(rl: RLConfig) -> bool:
     """Whether the adapter's log-probabilities before the step must be known apart from its first update."""
     return rl.epochs * rl.mini_batches > 1 or bool(rl.loss.kl_coef and rl.loss.kl_in == "reward")
+
+
+def _sampler_knows(engine: Engine, rl: RLConfig) -> bool:
+    """Whether the sampler's plain log-probabilities are the trainer's, up to the rounding of float32: then no pass has
+    to be made for them. In 16 bits the two differ by more than that."""
+    return rl.sampling.temperature == 1 and engine.head.weight_VH.dtype == torch.float32
 
 
 def _logp(
@@ -142,8 +151,9 @@ def _lesson(
         for advantage_G, reward_G, mine in zip(advantage, rewards, known, strict=True)
     ]
     facts = step_facts(rl, rollout, rewards, known, credits)
-    correct_rate, variance = facts["correct_rate"], facts.get("exec_surprisal_var")
-    ledger.sepa = asdict(observe(rl.sepa, state, correct_rate, variance))
+    execution = np.concatenate([k.uncertainty_T[~k.planning_T] for mine in known for k in mine])
+    variance = float(execution.var()) if len(execution) else None
+    ledger.sepa = asdict(observe(rl.sepa, state, facts["correct_rate"], variance))
     graded_G = np.concatenate([group.accuracy_G for group in rollout.groups])
     ledger.graded += int(np.isfinite(graded_G).sum())
     ledger.correct += int((graded_G > CORRECT).sum())
@@ -238,8 +248,7 @@ def _rows(
         for done, k, advantage_T, reward in zip(group.completions, mine, credit_.advantage, reward_G, strict=True):
             if np.isnan(reward) or (rl.overlong.mask_truncated and not done.finished):
                 continue
-            base_T = k.base_logp_T if rl.loss.kl_in == "loss" else None
-            policy = PolicyTokens(advantage_T, done.logp_T, k.old_logp_T, base_T)
+            policy = PolicyTokens(advantage_T, done.logp_T, k.old_logp_T, k.base_logp_T)
             rows.append(Row(group.stream(done), 0.0, policy))
     return rows
 
