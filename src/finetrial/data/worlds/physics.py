@@ -231,8 +231,8 @@ def _variation(dice: Dice) -> tuple[Law, str, str, Change, Change]:
 def _options(topic: str, form: str, question: str, lead: str, options: Sequence[str], dice: Dice) -> Problem:
     """A multiple choice problem; the first option is the right one until they are shuffled.
 
-    Letters follow their options, in the question and in the completion that repeats the right one: small models copy
-    what comes next long before they can look up what came before.
+    Letters follow their options, in the question and in the completion that repeats the right one, so that copying
+    what came next is all that the letter takes.
     """
     shuffled = dice.sample(options, 4)
     letter = LETTERS[shuffled.index(options[0])]
