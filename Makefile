@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not slow and not gpu"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup check test test-gpu demo bench clean
+.PHONY: setup check test test-gpu demo demo-rl bench clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ test-gpu: setup
 demo: setup
 	$(BIN)/finetrial run examples/quickstart.toml
 	$(BIN)/finetrial status logs/quickstart
+
+demo-rl: setup
+	$(BIN)/finetrial run examples/rl_quick.toml
+	$(BIN)/finetrial status logs/rl_quick
 
 bench: .venv-bench/.installed
 	.venv-bench/bin/python bench/run.py

@@ -26,6 +26,7 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("lower", "nats per token", 0.0),
     "log_perplexity": Metric("lower", "nats per token", 0.0),
     "bits_per_byte": Metric("lower", "bits per byte", 0.0),
+    "completion_tokens": Metric("lower", "tokens", 0.0),
     "perplexity": Metric("lower", "perplexity", 1.0),
     "brier": Metric("lower", "squared error", 0.0),
     "self_bleu": Metric("lower", "BLEU", 0.0, 1.0),
