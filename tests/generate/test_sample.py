@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_text import STOP, ids_of, prompts, requests, tiny_adapter, tiny_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from finetrial import seeds
 from finetrial.errors import UserError
@@ -28,10 +28,14 @@ def run(model, adapters, wanted, rows=256, stop_ids=(STOP,), trainable=False, **
         return sample_batches(model, head, stack, TOKENIZER, wanted, stop_ids, rows, **switches)
 
 
-def gpt2():
+def other_model(kind):
+    """GPT-2 has learned positions and no nn.Linear; Bloom takes no positions and finds them by its attention mask."""
+    sizes = {"vocab_size": VOCABULARY, "n_layer": 2, "n_head": 2, "initializer_range": 0.2}
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2)
-    return GPT2LMHeadModel(config).eval()
+    if kind == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(**sizes, **ends, n_positions=64, n_embd=16)).eval()
+    return BloomForCausalLM(BloomConfig(**sizes, **ends, hidden_size=16)).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,9 +100,9 @@ def test_log_probabilities_equal_a_pass_without_cache(kind):
                 assert (completion.logp_T >= completion.raw_logp_T - 3).all()
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "gpt2"])
+@pytest.mark.parametrize("kind", [*KINDS, "gpt2", "bloom"])
 def test_greedy_equals_generate_of_transformers(kind):
-    model = gpt2() if kind == "gpt2" else tiny_model(kind)
+    model = tiny_model(kind) if kind in KINDS else other_model(kind)
     for text_T in prompts(4, seed=7):
         want = model.generate(
             torch.from_numpy(text_T)[None],
