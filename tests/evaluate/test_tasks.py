@@ -103,3 +103,14 @@ def test_a_grader_reads_what_was_written(base: Base) -> None:
 def test_nothing_to_examine_is_refused(base: Base) -> None:
     with pytest.raises(UserError, match="there are no tasks"):
         examine(base, [], [])
+
+
+def test_progress_begins_at_nothing_so_that_the_first_batch_does_not_pass_for_one_completion(base: Base) -> None:
+    seen: list[int] = []
+
+    class Shown:
+        def update(self, done: int) -> None:
+            seen.append(done)
+
+    examine(base, [], tasks(), progress=Shown())
+    assert seen == [0, 8]

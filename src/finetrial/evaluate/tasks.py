@@ -81,6 +81,8 @@ def evaluate_tasks(
     ]
     model.eval()
     head = head_of(model)
+    if progress is not None:
+        progress.update(0)  # batches are long: the first one must not pass for a single unit
     with AdapterStack(model, adapters) as stack:
         completions = sample(model, head, stack, tokenizer, requests, stop_ids, progress=progress)
     asked = [task for _ in models for task in tasks for _ in range(samples)]
