@@ -70,8 +70,9 @@ def lessons(
         ledgers[error.adapter].quarantined_at = step + 1
         ledgers[error.adapter].reason = f"logits are not finite at step {step + 1}"
         return lessons(engine, runs, ledgers, step, steps, budget)
-    told = {n for n, rl in configs.items() if _sampler_knows(engine, rl)}
-    asked = {n: rollouts[n] for n, rl in configs.items() if _needs_old(rl) and n not in told}
+    needed = {n: rl for n, rl in configs.items() if _needs_old(rl)}
+    told = {n for n, rl in needed.items() if _sampler_knows(engine, rl)}
+    asked = {n: rollouts[n] for n in needed if n not in told}
     old = _logp(engine, asked, configs, budget, base=False)
     old |= {n: [done.raw_logp_T for group in rollouts[n].learnt for done in group.completions] for n in told}
     base = _logp(engine, {n: rollouts[n] for n, rl in configs.items() if rl.loss.kl_coef}, configs, budget, base=True)
@@ -98,8 +99,14 @@ def _needs_old(rl: RLConfig) -> bool:
 
 def _sampler_knows(engine: Engine, rl: RLConfig) -> bool:
     """Whether the sampler's plain log-probabilities are the trainer's, up to the rounding of float32: then no pass has
-    to be made for them. In 16 bits the two differ by more than that."""
-    return rl.sampling.temperature == 1 and engine.head.weight_VH.dtype == torch.float32
+    to be made for them. In 16 bits the two differ by more than that. A divergence in the reward wants the pass: by
+    rounding alone equal rewards of a group would differ, and an advantage that divides by their spread would teach it.
+    """
+    return (
+        rl.sampling.temperature == 1
+        and engine.head.weight_VH.dtype == torch.float32
+        and not (rl.loss.kl_coef and rl.loss.kl_in == "reward")
+    )
 
 
 def _logp(
