@@ -92,7 +92,7 @@ class LossConfig(Config):
     kind: Literal["ppo", "gspo", "cispo"] = Field(default="ppo")
     clip_low: float = Field(default=0.2, ge=0, description="ratios below 1 - clip_low are clipped")
     clip_high: float = Field(default=0.2, ge=0, description="ratios above 1 + clip_high are clipped")
-    dual_clip: float | None = Field(default=None, gt=1, description="ppo: bound of the loss where the advantage is < 0")
+    dual_clip: float | None = Field(default=None, gt=1, description="ppo, gspo: bound of the loss where A < 0")
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         default="token_mean", description="over all tokens; per sequence first; or sum over (sequences x max_tokens)"
     )
@@ -157,6 +157,11 @@ class RLConfig(Config):
     def _possible(self) -> "RLConfig":
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature is 0: greedy completions of a prompt are all the same")
+        if self.group_size == 1 and self.advantage_mode != "reinforce_pp":
+            raise ValueError(
+                f"group_size is 1, and '{self.advantage_mode}' compares completions of one prompt: nothing could be "
+                "learnt; expected 2 or more, or advantage_mode 'reinforce_pp', which compares those of a step"
+            )
         if self.advantage_mode == "poly_epo" and self.advantage.set_size >= self.group_size:
             raise ValueError("advantage.set_size must be below group_size")
         if self.advantage_mode in ("passk_training", "pkpo") and self.advantage.k > self.group_size:
