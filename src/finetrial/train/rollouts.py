@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from finetrial import seeds
+from finetrial.generate.decode import NotFinite
 from finetrial.generate.sample import Completion, Request, sample
 from finetrial.model.adapters import AdapterStack
 from finetrial.model.loss import Head, Stream
@@ -86,7 +87,24 @@ def roll_out(engine: Engine, runs: Mapping[int, RunData], ledgers: Sequence[Ledg
         runs: those that practise.
         ledgers: of all runs of the cohort.
         rows: most rows of one sampling pass.
+
+    Raises:
+        NotFinite: an adapter's logits are not finite. The ledgers are as they were before, so that a step that is
+            drawn again without that run is the step of the others alone.
     """
+    before = {n: (ledgers[n].prompts_drawn, ledgers[n].sampled_tokens) for n in runs}
+    try:
+        return _rolled_out(engine, runs, ledgers, rows)
+    except NotFinite:
+        for n, (prompts_drawn, sampled_tokens) in before.items():
+            ledgers[n].prompts_drawn, ledgers[n].sampled_tokens = prompts_drawn, sampled_tokens
+        raise
+
+
+def _rolled_out(
+    engine: Engine, runs: Mapping[int, RunData], ledgers: Sequence[Ledger], rows: int
+) -> dict[int, Rollout]:
+    """The rounds of a step."""
     began, sampling_s = time.perf_counter(), 0.0
     kept: dict[int, list[Group]] = {n: [] for n in runs}
     passed_over: dict[int, list[Group]] = {n: [] for n in runs}
