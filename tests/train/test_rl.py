@@ -13,6 +13,8 @@ import torch
 from transformers import AutoTokenizer
 
 from finetrial.errors import Interrupted
+from finetrial.generate.decode import NotFinite
+from finetrial.generate.sample import sample
 from finetrial.model.adapters import AdapterStack, fresh_adapter
 from finetrial.model.config import ModelConfig
 from finetrial.model.loss import head_of
@@ -331,3 +333,58 @@ def test_a_base_cannot_be_practised_on_with_dropout(tmp_path):
     run = practising(tmp_path, model=ModelConfig(lora_rank=4, lora_dropout=0.1))
     with pytest.raises(Exception, match="lora_dropout"):
         train_cohort(model(), [run], 1, tmp_path / "checkpoint")
+
+
+def test_a_step_that_is_drawn_again_without_a_broken_run_is_that_of_the_others_alone(tmp_path, monkeypatch):
+    """The run breaks in the second round of dynamic sampling, when the first has advanced all ledgers."""
+    rl = {"dynamic_sampling": {"enabled": True, "max_rounds": 2}}
+
+    def good(name: str) -> RunData:
+        return practising(tmp_path / name, "good", rule=lambda text: 1.0, rl=rl)
+
+    calls = []
+
+    def breaking(model, head, stack, tokenizer, requests, *rest, **named):
+        calls.append({request.adapter for request in requests})
+        if len(calls) == 2:
+            raise NotFinite(1)
+        return sample(model, head, stack, tokenizer, requests, *rest, **named)
+
+    monkeypatch.setattr("finetrial.train.rollouts.sample", breaking)
+    bad = practising(tmp_path, "bad", seed=5, rule=lambda text: 1.0, rl=rl)
+    kept, lost = train_cohort(model(), [good("together"), bad], 2, tmp_path / "c1")
+    assert (kept.status, lost.status) == ("done", "quarantined")
+    assert calls == [{0, 1}, {0, 1}, {0}, {0}, {0}, {0}]
+    monkeypatch.undo()
+    (alone,) = train_cohort(model(), [good("alone")], 2, tmp_path / "c2")
+    assert kept.ledger == alone.ledger
+    assert completions(good("together")) == completions(good("alone"))
+
+
+def test_what_was_not_measured_is_absent_and_the_divergence_is_told_wherever_it_enters(tmp_path):
+    free = practising(tmp_path, "free", rl={"transform_mode": "entropy_mask"}, rule=lambda text: 1.0)
+    odds = practising(tmp_path, "odds")
+    paid = practising(tmp_path, "paid", rl={"loss": {"kl_coef": 0.01, "kl_in": "reward"}}, learning_rate=3e-2)
+    train_cohort(model(), [free, odds, paid], 4, tmp_path / "checkpoint")
+    assert not any("kl_to_base" in row for run in (free, odds) for row in lines(run.metrics))
+    assert not any("entropy_mask_fraction" in row for row in lines(free.metrics))
+    assert lines(paid.metrics)[-1]["kl_to_base"] > 0
+
+
+@pytest.mark.parametrize("kind", ["surprisal", "entropy", "predictive_variance"])
+def test_what_was_pooled_is_told_under_its_own_name_and_drives_the_schedule(tmp_path, kind):
+    rl = {"transform_mode": "gtpo_sepa", "uncertainty_kind": kind, "sepa": {"correct_rate_gate": 0.0, "delay_steps": 1}}
+    run = practising(tmp_path, rl=rl)
+    (result,) = train_cohort(model(), [run], 1, tmp_path / "checkpoint")
+    (row,) = lines(run.metrics)
+    assert {name for name in row if name.startswith("post_")} >= {f"post_exec_{kind}_mean", f"post_exec_{kind}_var"}
+    assert all(f"_{kind}_" in name for name in row if name.startswith("post_"))
+    assert result.ledger.sepa is not None
+    assert result.ledger.sepa["ema"] == pytest.approx(row[f"post_exec_{kind}_var"])  # strength 0: nothing was pooled
+    assert lines(run.folder / "emergence/steps.jsonl")[0][f"post_exec_{kind}_mean"] == row[f"post_exec_{kind}_mean"]
+
+
+def test_a_group_of_one_is_refused_where_completions_of_a_prompt_are_compared():
+    with pytest.raises(ValueError, match="group_size is 1"):
+        RLConfig(group_size=1)
+    assert RLConfig(group_size=1, advantage_mode="reinforce_pp").group_size == 1

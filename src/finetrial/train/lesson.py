@@ -78,8 +78,8 @@ class Tally:
     ratio: float = 0.0
     drift: float = 0.0
     """Of ratio - 1 - log ratio, an estimate of KL(old policy || policy)."""
-    base_kl: float = 0.0
-    """Of the configured estimate of the divergence from the base."""
+    base_kl: float | None = None
+    """Of the configured estimate of the divergence from the base; None where the base was not asked."""
 
     @property
     def loss(self) -> float:
@@ -110,9 +110,10 @@ class Report:
         return sum(self.norms) / len(self.norms) if self.norms else None
 
     def per_token(self, name: str) -> float | None:
-        """Mean over tokens of a tally's sum; None where there was none."""
+        """Mean over tokens of a tally's sum; None where there was none, or nothing was measured."""
         tokens = sum(tally.tokens for tally in self.tallies)
-        return sum(getattr(tally, name) for tally in self.tallies) / tokens if tokens else None
+        found = [value for tally in self.tallies if (value := getattr(tally, name)) is not None]
+        return sum(found) / tokens if tokens and found else None
 
 
 def per_token(values_S: Sequence[float], counts_S: Sequence[int], device: torch.device) -> Tensor | None:
@@ -167,7 +168,8 @@ def pull(
             tally.clipped += float(found.clipped_M.sum())
             tally.ratio += float(ratio_m.sum())
             tally.drift += float((ratio_m - 1 - ratio_m.log()).sum())
-            tally.base_kl += 0.0 if found.kl_M is None else float(found.kl_M.double().sum())
+            if found.kl_M is not None:
+                tally.base_kl = (tally.base_kl or 0.0) + float(found.kl_M.double().sum())
         start = end
     pairs = [(stats.nll_M, weight_M)]
     return pairs if bonus_M is None or stats.entropy_M is None else [*pairs, (stats.entropy_M, bonus_M)]

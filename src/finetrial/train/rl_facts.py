@@ -1,7 +1,8 @@
 """What there is to tell of a step of reinforcement learning: a row of metrics, and the emergence logs.
 
 The names are those that readers of such logs know. All completions count, not only those of groups that teach; a
-number that has no meaning in a step (no planning token was written) is absent from its row.
+number that has no meaning in a step (no planning token was written) is absent from its row. Where dynamic sampling
+passed groups over, rewards, ties, uncertainty and advantages are those of the groups that the step learns from.
 
 Shapes: P groups, G completions of a group, C all completions of a step, T tokens of a completion.
 """
@@ -69,13 +70,13 @@ def step_facts(
         **ties(rewards),
         **_spread("entropy", entropy, planning),
         **_spread("surprisal", surprisal, planning),
-        **_spread("surprisal", after, planning, "post_"),
+        **_spread(rl.uncertainty_kind, after, planning, "post_"),
         "planning_token_ratio": float(planning.mean()),
         "completion_length_mean": float(length_C.mean()),
         "tokens_per_step": int(length_C.sum()),
     }
-    if rl.transform_mode == "entropy_mask":
-        facts["entropy_mask_fraction"] = _mask_fraction(credits)
+    if rl.transform_mode == "entropy_mask" and (kept := _mask_fraction(credits)) is not None:
+        facts["entropy_mask_fraction"] = kept
     return facts
 
 
@@ -125,14 +126,14 @@ def _spread(name: str, values: np.ndarray, planning: np.ndarray, prefix: str = "
     return facts
 
 
-def _mask_fraction(credits: Sequence[Credit]) -> float:
-    """Share of tokens that keep an advantage, among those of completions that have one."""
+def _mask_fraction(credits: Sequence[Credit]) -> float | None:
+    """Share of tokens that keep an advantage, among those of completions that have one; None where none has."""
     kept = total = 0
     for credit in credits:
         for advantage_T in credit.advantage:
             if advantage_T.any():
                 kept, total = kept + int(np.count_nonzero(advantage_T)), total + len(advantage_T)
-    return kept / total if total else 0.0
+    return kept / total if total else None
 
 
 def policy_facts(report: Report, lesson: Lesson, seconds: float) -> dict[str, Any]:
@@ -143,6 +144,7 @@ def policy_facts(report: Report, lesson: Lesson, seconds: float) -> dict[str, An
     facts: dict[str, Any] = {
         "loss": report.loss or 0.0,
         "loss_is_placeholder": False,
+        "backend_reports_sync_loss": True,
         "updates": len(report.tallies),
         "clip_fraction": report.per_token("clipped"),
         "ratio_mean": report.per_token("ratio"),
@@ -181,7 +183,7 @@ def logs(
         "correct_count": int((grade_C > CORRECT).sum()),
         "total_count": int(np.isfinite(grade_C).sum()),
         "uncertainty_kind": rl.uncertainty_kind,
-        **{name: value for name, value in facts.items() if "surprisal" in name or "entropy" in name},
+        **{name: value for name, value in facts.items() if name.startswith(("exec_", "plan_", "post_", "entropy_"))},
     }
     lines = []
     for group, reward_G, mine, credit in zip(rollout.learnt, rewards, known, credits, strict=True):
