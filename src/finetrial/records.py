@@ -80,8 +80,8 @@ class Task:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 of prompt and reference."""
-        return digest([[dict(message) for message in self.messages], self.reference])
+        """SHA-256 of all that a grade depends on: prompt, reference and facts (unit, choices, environment)."""
+        return digest([[dict(message) for message in self.messages], self.reference, dict(self.meta)])
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from finetrial.errors import UserError
 from finetrial.evaluate.perplexity import perplexity
 from finetrial.evaluate.progress import Progress
 from finetrial.evaluate.tasks import Answer, evaluate_tasks
+from finetrial.generate.decode import NotFinite
 from finetrial.identity import stage_key
 from finetrial.model.adapters import Adapter
 from finetrial.model.peft_format import load_peft
 from finetrial.model.render import render_batch
-from finetrial.records import Example, Outcome
+from finetrial.records import Example, Grade, Outcome
 
 ADAPTERS_PER_SWEEP = 16
 """Adapters evaluated before their results are stored: what a crash can lose."""
@@ -179,25 +180,39 @@ def _spread(items: Sequence[str], values: np.ndarray, examples: Sequence[Example
 
 
 def _examined(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:
-    """What each model wrote on each item, with its grades."""
+    """What each model wrote on each item, with its grades; of a model whose logits are not finite all are missing."""
     exam, evaluation = launch.prepared.tasks.exams[suite.of], launch.spec.evaluation
-    with Progress(suite.name, len(exam.tasks) * evaluation.samples * len(sweep)) as progress:
-        answers = evaluate_tasks(
-            launch.base.model,
-            [one.load() for one in sweep if one.folder is not None],
-            exam.tasks,
-            launch.prepared.prompts_of(exam.tasks),
-            launch.base.tokenizer,
-            launch.base.stop_ids,
-            launch.graders.of(exam.grading),
-            evaluation.sampling,
-            evaluation.samples,
-            evaluation.seed,
-            progress,
-            base=any(one.folder is None for one in sweep),
-        )
-    by_model = iter(answers[1:] if any(one.folder is None for one in sweep) else answers)
-    return [_answers(exam, answers[0] if one.folder is None else next(by_model)) for one in sweep]
+    broken: set[int] = set()
+    while True:
+        able = [place for place in range(len(sweep)) if place not in broken]
+        adapters = [place for place in able if sweep[place].folder is not None]
+        try:
+            with Progress(suite.name, len(exam.tasks) * evaluation.samples * len(able)) as progress:
+                answers = evaluate_tasks(
+                    launch.base.model,
+                    [sweep[place].load() for place in adapters],
+                    exam.tasks,
+                    launch.prepared.prompts_of(exam.tasks),
+                    launch.base.tokenizer,
+                    launch.base.stop_ids,
+                    launch.graders.of(exam.grading),
+                    evaluation.sampling,
+                    evaluation.samples,
+                    evaluation.seed,
+                    progress,
+                    base=len(adapters) < len(able),
+                )
+            break
+        except NotFinite as error:
+            if error.adapter is None:
+                raise
+            broken.add(adapters[error.adapter])
+    nothing = Answer("", Grade(None, "logits are not finite"), 0, False)
+    found = dict(zip(sorted(able, key=lambda place: sweep[place].folder is not None), answers, strict=True))
+    return [
+        _answers(exam, found.get(place, [[nothing] * evaluation.samples for _ in exam.tasks]))
+        for place in range(len(sweep))
+    ]
 
 
 def _answers(exam: Exam, answers: Sequence[Sequence[Answer]]) -> pa.Table:

@@ -113,6 +113,8 @@ def _condition(launch: Launch, run: Run, scratch: Path) -> list[Check]:
     data = replace(run_data(launch, run, folder), snapshots=frozenset())
     (result,) = train_cohort(launch.base.model, [data], 1, folder / "checkpoint")
     if isinstance(run.selection, PracticeSet):
+        if result.reason is not None:
+            return [Check(f"{run.condition}: one step of practice is finite", False, result.reason)]
         row = json.loads(data.metrics.read_text(encoding="utf-8").splitlines()[0])
         return _practised(run, run.selection, result, row, _shown(launch, run.selection.tasks[0]))
     loss = result.ledger.loss
@@ -139,10 +141,8 @@ def _practised(
     limit = f"{cut:.0%} of completions reach the limit of tokens" + (
         "; raise rl.sampling.max_tokens" if cut > 0.5 else ""
     )
-    finite = result.status == "done" and moved(result.adapter) == bool(informative)
-    told = (
-        str(result.reason) if result.reason else f"loss {row['loss']:.4g}, gradient norm {row['grad_norm'] or 0.0:.4g}"
-    )
+    finite = moved(result.adapter) == (row["updates"] > 0)
+    told = f"loss {row['loss']:.4g}, gradient norm {row['grad_norm'] or 0.0:.4g}"
     missing = f"{result.ledger.missing_grades} of {graded} completions have no grade"
     name = run.condition
     return [
@@ -150,7 +150,7 @@ def _practised(
         Check(f"{name}: rewards differ within groups", True, spread, warning=not informative),
         Check(f"{name}: completions end themselves", True, limit, warning=cut > 0.5),
         Check(f"{name}: completions are graded", True, missing, warning=result.ledger.missing_grades > 0),
-        Check(f"{name}: the first gradient is finite, and not zero where rewards differ", finite, told),
+        Check(f"{name}: the first gradient is finite, and not zero where something is learnt", finite, told),
     ]
 
 

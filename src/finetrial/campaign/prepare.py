@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.folder import Folder, Say
@@ -213,6 +213,8 @@ def _guarded(rows: Rows | None, tasks: Tasks, suites: int) -> list[dict[str, Any
 
 def _prompts(spec: Spec, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
     """The prompt of every task by content, each of which leaves room for its completion."""
+    facts = AutoConfig.from_pretrained(locate(spec.model)).get_text_config()
+    context = getattr(facts, "max_position_embeddings", None) or spec.model.max_length
     asked: list[tuple[str, tuple[Task, ...], int, int]] = [
         (f"suite {name}", exam.tasks, spec.evaluation.max_tokens, spec.model.max_length)
         for name, exam in tasks.exams.items()
@@ -224,12 +226,13 @@ def _prompts(spec: Spec, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> di
         asked.append((f"condition {condition.name}", practised, room, condition.model.max_length))
     distinct = {task.content_hash: task for _, mine, _, _ in asked for task in mine}
     prompts = dict(zip(distinct, prompt_ids(list(distinct.values()), tokenizer), strict=True))
-    for who, mine, room, most in asked:
+    for who, mine, room, max_length in asked:
+        most, what = min((max_length, "model.max_length"), (context, "the base's context"))
         long = [task for task in mine if len(prompts[task.content_hash]) + room > most]
         if long:
             raise UserError(
-                f"{who}: {len(long)} of {len(mine)} prompts leave no room for {room} tokens within model.max_length = "
-                f"{most}, {long[0].id!r} first ({len(prompts[long[0].content_hash])} tokens); raise max_length, or "
+                f"{who}: {len(long)} of {len(mine)} prompts leave no room for {room} tokens within {what} = "
+                f"{most}, {long[0].id!r} first ({len(prompts[long[0].content_hash])} tokens); ask for fewer tokens, or "
                 "leave out long tasks"
             )
     return prompts

@@ -262,8 +262,3 @@ class Tracker:
             place = f"offline, in {self.home}; upload with `wandb sync`" if opened.offline else opened.project_url
             self.say(f"W&B: project {self.project}: {place}")
         self.open[name], self.next_step[name] = opened, opened.step
-
-
-def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open("rb") as stream:
-        return [json.loads(line) for line in stream if line.endswith(b"\n")]

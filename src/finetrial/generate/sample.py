@@ -6,11 +6,13 @@ size of the batch do not enter, up to the rounding of logits. The same key draws
 Shapes: T tokens of a prompt or of a completion.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -139,7 +141,8 @@ def sample_batches(
                 for i, j in wanted.rows
             ]
             prompts = [wanted.prompt for wanted in wave]
-            found = decode(model, head, stack, prompts, wave_rows, stop_ids, texts, remove, observe)
+            with _folded(stack, prompts):
+                found = decode(model, head, stack, prompts, wave_rows, stop_ids, texts, remove, observe)
             for (i, j), sampled in zip(places, found, strict=True):
                 completions[i][j] = _completion(sampled, texts)
             done += len(places)
@@ -148,6 +151,16 @@ def sample_batches(
     finally:
         model.train(training)
     return [[completion for completion in found if completion is not None] for found in completions]
+
+
+def _folded(stack: AdapterStack, prompts: Sequence[Prompt]) -> contextlib.AbstractContextManager[None]:
+    """Fold the adapter into a copy of the weights where it serves all rows and the base is float32 on a CPU: there
+    thin products of single tokens cost a fifth of a decoding step. Elsewhere rows go through their own products."""
+    adapters = {prompt.adapter for prompt in prompts}
+    (first, *others) = adapters
+    if first is None or others or stack.flat_NP.device.type != "cpu" or stack.dtype != torch.float32:
+        return contextlib.nullcontext()
+    return stack.merged(first)
 
 
 def _most_tokens(model: nn.Module, stack: AdapterStack, requests: Sequence[Request]) -> list[int]:

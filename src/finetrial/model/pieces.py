@@ -26,7 +26,8 @@ def token_offsets(ids_T: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokeni
     nothing have empty spans.
 
     Tokens' own bytes are put together where that gives the decoded text exactly; else (a decoder that changes text
-    at the joints) every prefix is decoded, which takes time that grows with the square of T.
+    at the joints) they are looked for one after another, with white space between them; and where that fails every
+    prefix is decoded, which takes time that grows with the square of T.
     """
     ids = [int(i) for i in ids_T]
     text = _decode(ids, tokenizer)
@@ -37,7 +38,8 @@ def token_offsets(ids_T: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokeni
     spelled = joined.decode("utf-8", errors="replace")
     dropped = 0 if spelled == text else 1  # sentencepiece decoders drop the space that opens a text
     if spelled[dropped:] != text or (dropped and not spelled.startswith(" ")):
-        return text, _by_prefixes(ids, text, tokenizer)
+        found_T2 = _by_search([part.decode("utf-8", errors="replace") for part in parts], text)
+        return text, _by_prefixes(ids, text, tokenizer) if found_T2 is None else found_T2
     ends_T = np.cumsum([len(part) for part in parts], dtype=np.int64)
     starts_T = np.concatenate([np.zeros(1, np.int64), ends_T])[:-1]
     filled_T = ends_T > starts_T
@@ -108,6 +110,21 @@ def _character_of_byte(data: bytes) -> np.ndarray:
         characters += bad > 0
         position += good + bad
     return out_B
+
+
+def _by_search(pieces: list[str], text: str) -> np.ndarray | None:
+    """Offsets (T, 2) of pieces that the text holds in this order with nothing but white space between them, or None."""
+    offsets_T2 = np.zeros((len(pieces), 2), np.int64)
+    end = 0
+    for t, piece in enumerate(pieces):
+        start = end
+        while piece and start < len(text) and text[start].isspace() and not text.startswith(piece, start):
+            start += 1
+        if not text.startswith(piece, start):
+            return None
+        offsets_T2[t] = end, start + len(piece)  # white space goes to the piece behind it
+        end = start + len(piece)
+    return None if text[end:].strip() else offsets_T2
 
 
 def _by_prefixes(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -39,7 +39,7 @@ DIAGNOSTICS = (
     Part("planning_token_ratio", "planning tokens", "planning"),
     Part("clip_fraction", "clipped tokens", "clip"),
     Part("grad_norm", "gradient norm", "norm"),
-    Part("approx_kl", "KL to the sampler (nats)", "kl"),
+    Part("approx_kl", "KL from the policy before the step (nats)", "kl"),
     Part("kl_to_base", "KL to the base (nats)", "base"),
 )
 
