@@ -10,7 +10,7 @@ Shapes: N runs, S rows of a pass, M supervised tokens of a pass, P numbers of on
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,6 @@ from finetrial.train.rl_facts import policy_facts
 from finetrial.train.rollouts import Engine
 from finetrial.train.runs import Ledger, RunData, TrainResult
 
-Told = Callable[[RunData, Mapping[str, Any]], None]
-"""Hears each row of metrics as it is written."""
-
 
 def train_cohort(
     model: nn.Module,
@@ -47,7 +44,6 @@ def train_cohort(
     steps: int,
     checkpoint: Path,
     progress: Progress | None = None,
-    told: Told | None = None,
 ) -> list[TrainResult]:
     """Train one adapter per run on the frozen `model`, resuming from `checkpoint` where it holds a state.
 
@@ -62,7 +58,6 @@ def train_cohort(
         steps: steps of each run.
         checkpoint: folder of the cohort's state.
         progress: shown after each step.
-        told: hears each row of metrics; after an interruption it may hear the last ones again.
 
     Raises:
         UserError: a run has nothing to learn from, or the checkpoint belongs to other runs or another device.
@@ -175,8 +170,6 @@ def train_cohort(
                 journals[n].write(METRICS, [row])
                 for name, lines in lesson.logs.items():
                     journals[n].write(name, lines)
-                if told is not None:
-                    told(run, row)
             if progress is not None:
                 finite = [ledger.loss for ledger in ledgers if ledger.loss is not None]
                 progress.update(step + 1, sum(finite) / len(finite) if finite else None)
