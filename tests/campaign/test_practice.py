@@ -13,11 +13,12 @@ from finetrial.campaign import measure, practice, stages
 from finetrial.campaign.describe import cost, progress
 from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.folder import Folder
-from finetrial.campaign.plan import cohorts
+from finetrial.campaign.plan import Plan, cohorts
 from finetrial.campaign.practice import PracticeSet, questions
 from finetrial.campaign.preflight import preflight
 from finetrial.campaign.spec import load_spec
 from finetrial.errors import LeakError, UserError
+from finetrial.generate.decode import NotFinite
 from finetrial.model.peft_format import load_peft
 from finetrial.records import Example
 from finetrial.report.build import build, gather
@@ -370,10 +371,54 @@ def test_readers_of_run_folders_work_unchanged(
         assert len([json.loads(line) for line in (root / name).read_text().splitlines() if line.strip()]) == count
 
 
-def test_golden_key_of_a_run_that_practises(practice: Path, tmp_path: Path) -> None:
-    """Its parts, pinned: a change of any default of `[rl]` would lose every stored run."""
+def test_what_the_key_of_a_practising_run_is_made_of(practice: Path, tmp_path: Path) -> None:
+    """Execution does not enter it."""
     _, decided, _ = make_plan(load_spec(practice), RunOptions(logs=tmp_path), lambda _: None)
     science = decided.runs[0].science
     assert set(science) == {"model", "training", "steps", "rl", "grader"}
     assert "batch_sizing" not in science["rl"]
     assert not {"objective", "save_every", "max_steps"} & set(science["training"])
+
+
+def test_a_changed_fact_of_a_task_changes_run_and_suite(practice: Path, tmp_path: Path) -> None:
+    """The unit decides grades, though question and reference read the same."""
+
+    def planned(unit: str) -> Plan:
+        tasks = [{"id": f"t{n}", "question": f"How far is {n}?", "answer": str(n), "unit": unit} for n in range(40)]
+        source = tmp_path / "tasks.jsonl"
+        source.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+        spec = load_spec(practice, [f"tasks.source={source}"])
+        return make_plan(spec, RunOptions(logs=tmp_path / "logs"), lambda _: None)[1]
+
+    metres, miles = planned("m"), planned("km")
+    assert metres.runs[0].key != miles.runs[0].key
+    assert metres.suites[0].hash != miles.suites[0].hash
+    assert metres.runs[0].key == planned("m").runs[0].key
+
+
+def test_completions_must_fit_the_context_of_the_base(practice: Path, tmp_path: Path) -> None:
+    spec = load_spec(practice, ["model.max_length=100000", "rl.sampling.max_tokens=50000"])
+    with pytest.raises(UserError, match="the base's context"):
+        make_plan(spec, RunOptions(logs=tmp_path), lambda _: None)
+
+
+def test_a_policy_whose_logits_are_not_finite_is_missing_and_the_others_are_examined(
+    practice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = measure.evaluate_tasks
+    sizes = []
+
+    def breaking(model: Any, adapters: Any, *rest: Any, **named: Any) -> Any:
+        sizes.append(len(adapters))
+        if len(sizes) == 1:
+            raise NotFinite(1)
+        return real(model, adapters, *rest, **named)
+
+    monkeypatch.setattr(measure, "evaluate_tasks", breaking)
+    folder = launch(practice, tmp_path / "logs")
+    assert sizes == [6, 5]
+    lost = {(row["condition"], row["seed"]) for row in rows(folder) if row["value"] is None}
+    assert len(lost) == 1
+    kept = [row for row in rows(folder) if (row["condition"], row["seed"]) not in lost]
+    assert kept
+    assert all(row["value"] is not None for row in kept)
