@@ -422,3 +422,14 @@ def test_a_policy_whose_logits_are_not_finite_is_missing_and_the_others_are_exam
     kept = [row for row in rows(folder) if (row["condition"], row["seed"]) not in lost]
     assert kept
     assert all(row["value"] is not None for row in kept)
+
+
+def test_a_contrast_on_a_snapshot_that_no_run_makes_is_refused(practice: Path, tmp_path: Path) -> None:
+    declared = '\n[[contrasts]]\ncandidate = "{}"\nbaseline = "{}"\nsuite = "held_out@{}"\n'
+    text = practice.read_text().replace("[evaluation]", "[evaluation]\nevery = 1")
+    path = tmp_path / "snapshot.toml"
+    path.write_text(text + declared.format(*NAMES, 1))
+    assert load_spec(path).contrasts[0].suite == "held_out@1"
+    path.write_text(text + declared.format(*NAMES, 2))
+    with pytest.raises(UserError, match=r"held_out@2.*ends after 2 steps.*'held_out' for the end"):
+        load_spec(path)

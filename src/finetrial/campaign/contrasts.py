@@ -38,7 +38,22 @@ def resolved(
         if contrast.name in seen:
             raise UserError(f"{place}: [[contrasts]] {contrast.name!r} is declared twice")
         seen.add(contrast.name)
+        _check_snapshot(contrast, conditions, place)
     return contrasts
+
+
+def _check_snapshot(contrast: Contrast, conditions: Sequence[Condition], place: str) -> None:
+    """Refuse a snapshot that a run of known length never makes: at its end the suite itself is examined."""
+    for suite in (contrast.suite, contrast.minus_suite or ""):
+        name, _, step = suite.partition("@")
+        for one in conditions:
+            steps = one.training.max_steps
+            named = one.name in (contrast.candidate, contrast.baseline)
+            if step and named and steps is not None and int(step) >= steps:
+                raise UserError(
+                    f"{place}: [[contrasts]] suite {suite!r}: {one.name} ends after {steps} steps; expected an "
+                    f"earlier step, or {name!r} for the end"
+                )
 
 
 def _by_default(conditions: Sequence[Condition], kinds: Mapping[str, str]) -> tuple[Contrast, ...]:
