@@ -6,7 +6,7 @@ where it, or the file, asks for reinforcement learning, else `sft`.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,10 @@ from finetrial.errors import UserError
 from finetrial.model.config import ModelConfig
 from finetrial.records import Config
 from finetrial.train.config import TrainConfig
+from finetrial.train.mixture_config import MixtureConfig
 from finetrial.train.rl_config import RLConfig
+from finetrial.train.stopping_config import StoppingConfig
+from finetrial.train.term_config import AnchorConfig, SetDiversityConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -28,6 +31,17 @@ SUPERVISED_TABLES = ("data", "score", "selection")
 
 PRACTICE_KEYS = ("advantage_mode", "transform_mode", "rl", "tasks")
 """What only a condition of reinforcement learning depends on."""
+
+OPTIONAL_TABLES: dict[str, type[Config]] = {
+    "anchor": AnchorConfig,
+    "set_diversity": SetDiversityConfig,
+    "mixture": MixtureConfig,
+    "stopping": StoppingConfig,
+}
+"""Tables without which a recipe does without the thing; a condition writes `false` to go without a common one."""
+
+SUPERVISED_OPTIONS = ("set_diversity", "mixture")
+"""Those of them that only supervised fine-tuning has."""
 
 
 class ConditionTable(Config):
@@ -44,6 +58,10 @@ class ConditionTable(Config):
     training: dict[str, Any] = Field(default_factory=dict)
     tasks: dict[str, Any] = Field(default_factory=dict)
     rl: dict[str, Any] = Field(default_factory=dict)
+    anchor: dict[str, Any] | Literal[False] = Field(default_factory=dict)
+    set_diversity: dict[str, Any] | Literal[False] = Field(default_factory=dict)
+    mixture: dict[str, Any] | Literal[False] = Field(default_factory=dict)
+    stopping: dict[str, Any] | Literal[False] = Field(default_factory=dict)
 
 
 class Condition(Config):
@@ -61,6 +79,10 @@ class Condition(Config):
     """None: supervised fine-tuning."""
     tasks: TaskConfig | None = None
     """What is practised on; None for supervised fine-tuning."""
+    anchor: AnchorConfig | None = None
+    set_diversity: SetDiversityConfig | None = None
+    mixture: MixtureConfig | None = None
+    stopping: StoppingConfig | None = None
 
     @property
     def objective(self) -> str:
@@ -118,6 +140,7 @@ def condition(
         own["training"].pop("epochs", None)
         own["training"]["max_steps"] = campaign.max_steps
     practises = objective == "rl"
+    options = {name: _option(name, written, raw, place, where, practises) for name in OPTIONAL_TABLES}
     return Condition(
         name=shown,
         question=written.question,
@@ -128,7 +151,20 @@ def condition(
         training=validated(TrainConfig, own["training"], place, f"{where}.training"),
         rl=validated(RLConfig, rl, place, f"{where}.rl") if practises else None,
         tasks=validated(TaskConfig, merged(common, written.tasks), place, f"{where}.tasks") if practises else None,
+        **options,
     )
+
+
+def _option(name: str, written: ConditionTable, raw: Mapping[str, Any], place: str, where: str, practises: bool) -> Any:
+    """An optional table of the condition laid over the file's; None where neither has it or the condition says no."""
+    own, common = getattr(written, name), raw.get(name, {})
+    if own is False or not (own or common):
+        return None
+    if practises and name in SUPERVISED_OPTIONS:
+        if own:
+            raise UserError(f"{place}: [{where}.{name}] is of no effect: this condition's objective is rl")
+        return None
+    return validated(OPTIONAL_TABLES[name], merged(common, own), place, f"{where}.{name}")
 
 
 def _objective(written: ConditionTable, raw: Mapping[str, Any], place: str, where: str) -> str:

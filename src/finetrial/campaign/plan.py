@@ -29,6 +29,14 @@ NOT_SCIENCE = {*EXECUTION_ONLY, "objective", "epochs", "max_steps"}
 """Fields of `[training]` that enter a key in another form: as the stage's name, and as the number of steps."""
 
 
+LATER = {
+    "model": {"init": "lora", "dora": False},
+    "training": {"token_weighting": "none", "lora_plus_ratio": 1.0},
+}
+"""Options that came after the first keys: they enter one only where they differ from these, so that runs made before
+them keep theirs."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """One evaluation set, ready to be planned with."""
@@ -190,7 +198,15 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
     snapshots = tuple(range(every, steps, every)) if every else ()
     model = condition.model.model_dump(mode="json", exclude={"base", "revision", "dtype", "lora_alpha"})
     training = condition.training.model_dump(mode="json", exclude=NOT_SCIENCE)
-    science: dict[str, Any] = {"model": {**model, "alpha": condition.model.alpha}, "training": training, "steps": steps}
+    science: dict[str, Any] = {
+        "model": _without_defaults("model", {**model, "alpha": condition.model.alpha}),
+        "training": _without_defaults("training", training),
+        "steps": steps,
+    }
+    if condition.anchor is not None and condition.anchor.coef:
+        science["anchor"] = condition.anchor.model_dump(mode="json")
+    if condition.set_diversity is not None:
+        science["set_diversity"] = condition.set_diversity.model_dump(mode="json")
     if snapshots:
         science["snapshots"] = list(snapshots)
     if dry:
@@ -219,6 +235,10 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
         key=digest({"science": science_key, "numerics": inputs.numerics}),
         snapshots=snapshots,
     )
+
+
+def _without_defaults(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in LATER[table] or value != LATER[table][key]}
 
 
 def _decide(

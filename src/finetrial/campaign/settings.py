@@ -15,7 +15,10 @@ from finetrial.grade.config import GraderConfig
 from finetrial.model.config import ModelConfig
 from finetrial.records import Config
 from finetrial.train.config import TrainConfig
+from finetrial.train.mixture_config import MixtureConfig
 from finetrial.train.rl_config import RLConfig
+from finetrial.train.stopping_config import StoppingConfig
+from finetrial.train.term_config import AnchorConfig, SetDiversityConfig
 
 BASE = "base"
 """Name of the implicit condition that is the frozen base; it has no seeds and is always evaluated."""
@@ -166,6 +169,10 @@ class File(Config):
     training: TrainConfig = TrainConfig()
     tasks: CommonTasksConfig = CommonTasksConfig()
     rl: RLConfig = RLConfig()
+    anchor: AnchorConfig | None = None
+    set_diversity: SetDiversityConfig | None = None
+    mixture: MixtureConfig | None = None
+    stopping: StoppingConfig | None = None
     split: SplitConfig = SplitConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     suites: tuple[SuiteConfig, ...] = ()

@@ -22,6 +22,12 @@ class ModelConfig(Config):
     lora_alpha: float | None = Field(default=None, gt=0, description="scale numerator; default twice the rank")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
+    init: Literal["lora", "pissa", "olora"] = Field(
+        default="lora",
+        description="lora: A random, B 0; pissa: the base's leading singular directions; olora: a QR factorisation of "
+        "it. The last two take what they start from out of the base, so training starts at the base itself",
+    )
+    dora: bool = Field(default=False, description="learn each output's magnitude apart from its direction (DoRA)")
     targets: tuple[str, ...] = Field(
         default=("all-linear",),
         min_length=1,

@@ -28,6 +28,12 @@ class TrainConfig(Config):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
+    token_weighting: Literal["none", "dft"] = Field(
+        default="none",
+        description="sft: dft weighs each token's loss with the probability the adapter gives it (no gradient through "
+        "the weight); with an anchor of kind ref_student that is ASFT",
+    )
+    lora_plus_ratio: float = Field(default=1.0, gt=0, description="LoRA+: learning rate of B over that of A")
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="clip of each run's own gradient norm; 0 switches it off"
     )

@@ -1,0 +1,79 @@
+"""Configuration of what pulls at an adapter beside its main loss: an anchor to the base, a reward for variety.
+
+No torch here.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from finetrial.generate.config import SamplingConfig
+from finetrial.records import Config
+
+
+class AnchorConfig(Config):
+    """`[anchor]`: a divergence from the frozen base, added to the loss of every learnt token."""
+
+    kind: Literal["ref_student", "student_ref", "js"] = Field(
+        default="ref_student",
+        description="ref_student: KL(base || adapter), forward; student_ref: KL(adapter || base), reverse; js: "
+        "generalised Jensen-Shannon",
+    )
+    js_beta: float = Field(default=0.5, gt=0, lt=1, description="js: weight of the base in the mixture")
+    coef: float = Field(default=0.05, ge=0, description="weight; 0 trains bit for bit as without an anchor")
+    start_step: int = Field(default=0, ge=0, description="steps before it acts")
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the weight rises from 0 after that")
+    decay_steps: int = Field(default=0, ge=0, description="steps at the end over which the weight falls")
+    final_coef: float = Field(default=0.0, ge=0, description="weight at the very end, where decay_steps is set")
+    tail_tokens: int | None = Field(
+        default=None, ge=1, description="only the last so many learnt tokens of each row; unset for all"
+    )
+    cap: float | None = Field(
+        default=None, gt=0, description="nats; a token beyond it adds the cap and has no gradient (its share is logged)"
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="keep only the base's likeliest tokens and one bucket for all others: less memory, and a lower "
+        "bound of the divergence; unset for the whole vocabulary",
+    )
+
+
+class SetDiversityConfig(Config):
+    """`[set_diversity]`: completions of a prompt are drawn as a set and rewarded for how much they differ."""
+
+    score: Literal["distinct", "self_bleu", "semantic", "vendi", "log_det", "clusters"] = Field(
+        default="distinct",
+        description="of a set, in [0, 1]: share of distinct n-grams; 1 - self-BLEU; mean distance of embeddings; Vendi "
+        "score over the set's size; log-determinant of DQO; share of distinct strategies",
+    )
+    order: int = Field(default=2, ge=1, le=5, description="n of distinct n-grams, highest n of self-BLEU")
+    weight: float | None = Field(default=None, ge=0, description="of the term; 0 measures and does not teach")
+    gradient_share: float | None = Field(
+        default=None, gt=0, lt=1, description="instead of a weight: the share of the gradient's norm it should have"
+    )
+    n_generations: int = Field(default=5, ge=2, description="completions of a set")
+    max_examples: int = Field(default=8, ge=1, description="prompts that are sampled in a step")
+    every_n_steps: int = Field(default=1, ge=1, description="steps from one sampling to the next")
+    sampling: SamplingConfig = SamplingConfig()
+    embedding: Literal["base", "sentence-transformers"] = Field(
+        default="base", description="semantic, vendi, log_det: the base's own hidden states, or an extra package"
+    )
+    quality: str | None = Field(
+        default=None,
+        description="`path/to/file.py:name` or `package.module:name`, a function of (text, meta) in [0, 1]: a set's "
+        "score is multiplied with the mean quality; unset: 0 for degenerate completions, else 1",
+    )
+    clusters: str | None = Field(
+        default=None, description="score = 'clusters': a function of (text, meta) that names the strategy"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SetDiversityConfig":
+        if (self.weight is None) == (self.gradient_share is None):
+            raise ValueError("give weight or gradient_share, one of them")
+        if (self.score == "clusters") != (self.clusters is not None):
+            raise ValueError("score = 'clusters' and clusters = 'path/to/file.py:name' go together")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature is 0: greedy completions of a prompt are all the same")
+        return self
