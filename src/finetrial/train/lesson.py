@@ -22,6 +22,10 @@ from finetrial.train.policy_loss import Rows, policy_loss
 from finetrial.train.rl_config import LossConfig
 
 
+MAIN = "main"
+"""The term of the loss that a run is trained for; every other one is auxiliary."""
+
+
 @dataclass(frozen=True)
 class PolicyTokens:
     """What a policy loss knows of a completion's tokens besides their log-probability under the adapter."""
@@ -44,6 +48,9 @@ class Row:
     """Of each supervised token's loss; the denominator is that of the run's whole update."""
     policy: PolicyTokens | None = None
     """None: the loss is the negative log-likelihood."""
+    term: str = MAIN
+    """Which term of the loss the row belongs to; of an auxiliary one the loss is weight · negative log-likelihood with
+    a weight of either sign, and no reported loss counts it."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,14 @@ class Lesson:
     """File name -> further lines that tell of the step."""
     sampling_s: float = 0.0
     """Seconds of sampling and grading, which the cohort shares."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Auxiliary term of some rows -> the share of the gradient's norm that it should have. The loop then multiplies the
+    term's gradient with what gives that share; the rows weigh as for a factor of 1."""
 
 
 @dataclass
 class Tally:
-    """Sums over the tokens of a run's update."""
+    """Sums over the tokens of a run's update; rows of the main term, unless a field says otherwise."""
 
     tokens: int = 0
     nll: float = 0.0
@@ -80,6 +90,8 @@ class Tally:
     """Of ratio - 1 - log ratio, an estimate of KL(old policy || policy)."""
     base_kl: float | None = None
     """Of the configured estimate of the divergence from the base; None where the base was not asked."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Auxiliary term -> the weighted losses of its rows."""
 
     @property
     def loss(self) -> float:
@@ -144,15 +156,19 @@ def pull(
     weight_M = torch.empty_like(stats.nll_M)
     bonus_M = None if stats.entropy_M is None else torch.zeros_like(stats.nll_M)
     start = 0
-    for n, members in itertools.groupby(range(len(rows)), key=adapter_S.__getitem__):
+    for (n, term), members in itertools.groupby(range(len(rows)), key=lambda s: (adapter_S[s], rows[s].term)):
         mine = list(members)
         counts = torch.tensor([counts_S[s] for s in mine])
         end = start + int(counts.sum())
         weight_S = torch.tensor([rows[s].weight for s in mine], dtype=torch.float64)
         share_m = weight_S.repeat_interleave(counts).to(weight_M.device)
         nll_m, tally, config = stats.nll_M[start:end].detach(), tallies[n], losses[n]
-        tally.tokens += end - start
-        if config is None:
+        if term == MAIN:
+            tally.tokens += end - start
+        if term != MAIN:
+            weight_M[start:end] = share_m
+            tally.terms[term] = tally.terms.get(term, 0.0) + float((share_m.double() * nll_m.double()).sum())
+        elif config is None:
             weight_M[start:end] = share_m
             tally.nll += float(nll_m.double().sum())
         else:
