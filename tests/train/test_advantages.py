@@ -25,6 +25,7 @@ from finetrial.train.advantages import (
     poly_epo,
     reinforce_pp,
     reinforce_pp_baseline,
+    reinforce_pp_returns,
     rloo,
     strategies,
 )
@@ -347,3 +348,20 @@ def test_too_few_grades_for_a_set_teach_nothing(mode: str):
 def test_contradictions_are_refused_in_the_configuration(table: dict[str, Any]):
     with pytest.raises(ValueError, match=r"advantage|overlong|gtpo_published"):
         RLConfig.model_validate(table)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(1, 5)), min_size=2, max_size=8))
+def test_returns_that_are_alike_in_a_completion_are_its_reward(group):
+    rewards, tokens = np.array([r for r, _ in group]), np.array([t for _, t in group])
+    assume(np.ptp(rewards) > 0)
+    found = reinforce_pp_returns([[np.full(t, r) for r, t in group]])
+    for value_T, want in zip(found[0], reinforce_pp([rewards], [tokens])[0], strict=True):
+        np.testing.assert_allclose(value_T, want, rtol=1e-12, atol=1e-12)
+
+
+def test_returns_are_whitened_over_graded_tokens_and_what_has_no_grade_gets_none():
+    found = reinforce_pp_returns([[np.array([1.0, 0.5]), np.array([np.nan, np.nan, np.nan])], [np.array([-0.5])]])
+    values = np.concatenate([found[0][0], found[1][0]])
+    assert values.mean() == pytest.approx(0, abs=1e-12)
+    assert values.var() == pytest.approx(1)
+    assert found[0][1].tolist() == [0, 0, 0]

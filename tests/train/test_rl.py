@@ -288,6 +288,33 @@ def test_divergence_in_the_reward_is_paid_by_the_completion(tmp_path):
     assert any(abs(row["reward"] - row["correct"]) > 1e-3 for row in logged if row["step"] == 4)
 
 
+def test_without_a_group_baseline_each_token_pays_for_what_follows_it(tmp_path):
+    rl = {"loss": {"kl_coef": 0.5, "kl_in": "reward"}, "advantage_mode": "reinforce_pp"}
+    run = practising(tmp_path, rl=rl, learning_rate=3e-2)
+    train_cohort(model(), [run], 4, tmp_path / "checkpoint")
+    logged = lines(run.folder / "emergence" / "generations.jsonl")
+    assert all(row["reward"] == row["correct"] for row in logged)
+    advantages = {(row["correct"], round(row["advantage"], 9)) for row in logged if row["step"] == 4}
+    assert len(advantages) > 2, "tokens of equal grades differ by their divergence"
+
+
+@pytest.mark.parametrize("mode", ["entropy_mask", "delight"])
+def test_what_a_transform_let_through_is_told(tmp_path, mode):
+    run = practising(tmp_path, rl={"transform_mode": mode})
+    train_cohort(model(), [run], 2, tmp_path / "checkpoint")
+    row = lines(run.metrics)[0]
+    assert row["batch_adv_count"] == 12
+    assert row["batch_adv_mean"] == pytest.approx(0, abs=1e-6)
+    assert row["batch_adv_std"] > 0.5
+    assert row["policy_loss_mode"] == "ppo"
+    if mode == "entropy_mask":
+        assert 0.1 < row["entropy_mask_fraction"] < 0.4
+        assert row["entropy_mask_threshold"] > 0
+    else:
+        assert 0 < row["dg_gate_min"] < 0.5 < row["dg_gate_max"] < 1
+        assert 0 <= row["dg_suppressed"] + row["dg_neutral"] + row["dg_breakthrough"] <= 1
+
+
 @pytest.mark.parametrize("transform", get_args(TransformMode))
 def test_every_way_of_credit_trains(tmp_path, transform):
     runs = []

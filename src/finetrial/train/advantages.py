@@ -217,6 +217,23 @@ def reinforce_pp(rewards: Sequence[np.ndarray], tokens: Sequence[np.ndarray]) ->
     return _whiten(rewards, tokens)
 
 
+def reinforce_pp_returns(returns: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    """`reinforce_pp` of tokens whose returns differ, because a divergence entered the reward (arXiv:2501.03262, eq. 8).
+
+    Args:
+        returns: per group and completion the return (T,) from each token on, NaN where there is no grade.
+
+    Returns:
+        Advantages in the same places: whitened over all tokens of graded completions, 0 for those of the others.
+    """
+    flat = [return_T for group in returns for return_T in group]
+    graded = [return_T[~np.isnan(return_T)] for return_T in flat]
+    white = iter(_whiten(graded, [np.ones(len(return_T)) for return_T in graded]))
+    spread = [value_T if len(value_T) else np.zeros(len(mine_T)) for value_T, mine_T in zip(white, flat, strict=True)]
+    places = iter(spread)
+    return [[next(places) for _ in group] for group in returns]
+
+
 def reinforce_pp_baseline(rewards: Sequence[np.ndarray], tokens: Sequence[np.ndarray]) -> list[np.ndarray]:
     """REINFORCE++ with baseline: r - group mean, then whitened over the tokens of the step as in `reinforce_pp`.
 

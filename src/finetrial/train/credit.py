@@ -37,7 +37,7 @@ class Tokens:
     reward_G: np.ndarray
     """NaN where a grade is missing."""
     advantage_N: np.ndarray
-    """The advantage of each token's completion."""
+    """The advantage of each token's completion, or its own."""
     uncertainty_N: np.ndarray
     planning_N: np.ndarray
     """bool; the others are execution tokens."""
@@ -56,7 +56,7 @@ class Tokens:
 
 def credit(
     config: RLConfig,
-    advantage_G: np.ndarray,
+    advantage: Sequence[float | np.ndarray],
     rewards_G: np.ndarray,
     uncertainty: Sequence[np.ndarray],
     planning: Sequence[np.ndarray],
@@ -66,7 +66,7 @@ def credit(
 
     Args:
         config: mode and parameters.
-        advantage_G: (G,) from `advantages`.
+        advantage: (G,) from `advantages`; or G arrays (T,) where tokens have their own already.
         rewards_G: (G,) rewards, NaN where missing. gtpo_published starts from these and not from the advantage.
         uncertainty: G arrays (T,), see `uncertainty`.
         planning: G arrays (T,) bool.
@@ -76,13 +76,13 @@ def credit(
         UserError: gtpo_published meets a reward other than 0 or 1.
     """
     lengths_G = np.array([len(u_T) for u_T in uncertainty], dtype=np.int64)
-    if [len(p_T) for p_T in planning] != lengths_G.tolist() or not len(advantage_G) == len(rewards_G) == len(lengths_G):
-        raise ValueError(f"shapes differ: {len(advantage_G)} advantages, tokens {lengths_G.tolist()}")
+    if [len(p_T) for p_T in planning] != lengths_G.tolist() or not len(advantage) == len(rewards_G) == len(lengths_G):
+        raise ValueError(f"shapes differ: {len(advantage)} advantages, tokens {lengths_G.tolist()}")
     starts_G = lengths_G.cumsum() - lengths_G
     owner_N = np.repeat(np.arange(len(lengths_G)), lengths_G)
     tokens = Tokens(
         reward_G=np.asarray(rewards_G, np.float64),
-        advantage_N=np.asarray(advantage_G, np.float64)[owner_N],
+        advantage_N=np.concatenate([np.zeros(0), *map(np.broadcast_to, advantage, lengths_G)]),
         uncertainty_N=np.concatenate([np.zeros(0), *uncertainty]),
         planning_N=np.concatenate([np.zeros(0, bool), *planning]).astype(bool),
         owner_N=owner_N,

@@ -21,7 +21,7 @@ from finetrial.model.distribution import token_stats
 from finetrial.model.embed import embed
 from finetrial.model.loss import collate, supervised_hidden
 from finetrial.model.pieces import token_offsets
-from finetrial.train.advantages import advantages, strategies
+from finetrial.train.advantages import advantages, reinforce_pp_returns, strategies
 from finetrial.train.batch_sizing import fields
 from finetrial.train.batches import layout
 from finetrial.train.credit import Credit, credit, uncertainty
@@ -94,7 +94,7 @@ def _pace(engine: Engine, rollouts: Mapping[int, Rollout], rows: int, most: int)
 
 def _needs_old(rl: RLConfig) -> bool:
     """Whether the adapter's log-probabilities before the step must be known apart from its first update."""
-    return rl.epochs * rl.mini_batches > 1 or bool(rl.loss.kl_coef and rl.loss.kl_in == "reward")
+    return rl.epochs * rl.mini_batches > 1 or _kl_in_reward(rl)
 
 
 def _sampler_knows(engine: Engine, rl: RLConfig) -> bool:
@@ -102,11 +102,7 @@ def _sampler_knows(engine: Engine, rl: RLConfig) -> bool:
     to be made for them. In 16 bits the two differ by more than that. A divergence in the reward wants the pass: by
     rounding alone equal rewards of a group would differ, and an advantage that divides by their spread would teach it.
     """
-    return (
-        rl.sampling.temperature == 1
-        and engine.head.weight_VH.dtype == torch.float32
-        and not (rl.loss.kl_coef and rl.loss.kl_in == "reward")
-    )
+    return rl.sampling.temperature == 1 and engine.head.weight_VH.dtype == torch.float32 and not _kl_in_reward(rl)
 
 
 def _logp(
@@ -150,14 +146,17 @@ def _lesson(
     known = _known_tokens(engine, run, rollout.learnt, old, base)
     rewards = [_rewards(run, group, mine) for group, mine in zip(rollout.learnt, known, strict=True)]
     lengths = [np.array([len(done.ids_T) for done in group.completions]) for group in rollout.learnt]
-    advantage = advantages(rl, rewards, lengths, [_strategies(group) for group in rollout.learnt])
+    whole = advantages(rl, rewards, lengths, [_strategies(group) for group in rollout.learnt])
+    advantage: Sequence[Sequence[float | np.ndarray]] = [list(advantage_G) for advantage_G in whole]
+    if rl.advantage_mode == "reinforce_pp" and _kl_in_reward(rl):
+        advantage = reinforce_pp_returns(_returns(rl, rewards, known))
     state = SepaState(**ledger.sepa) if ledger.sepa else SepaState()
     strength = sepa_lambda(rl.sepa, state, step + 1, steps) if rl.transform_mode in POOLING else 0.0
     credits = [
-        credit(rl, advantage_G, reward_G, [k.uncertainty_T for k in mine], [k.planning_T for k in mine], strength)
-        for advantage_G, reward_G, mine in zip(advantage, rewards, known, strict=True)
+        credit(rl, own, reward_G, [k.uncertainty_T for k in mine], [k.planning_T for k in mine], strength)
+        for own, reward_G, mine in zip(advantage, rewards, known, strict=True)
     ]
-    facts = step_facts(rl, rollout, rewards, known, credits)
+    facts = step_facts(rl, rollout, rewards, known, whole, credits)
     execution = np.concatenate([k.uncertainty_T[~k.planning_T] for mine in known for k in mine])
     variance = float(execution.var()) if len(execution) else None
     ledger.sepa = asdict(observe(rl.sepa, state, facts["correct_rate"], variance))
@@ -168,6 +167,7 @@ def _lesson(
     facts = {
         "advantage_mode": rl.advantage_mode,
         "transform_mode": rl.transform_mode,
+        "policy_loss_mode": rl.loss.kind,
         "uncertainty_kind": rl.uncertainty_kind,
         **facts,
         "running_correct_rate": ledger.correct / ledger.graded if ledger.graded else None,
@@ -220,7 +220,10 @@ def _known_tokens(
 
 
 def _rewards(run: RunData, group: Group, known: Sequence[Known]) -> np.ndarray:
-    """float64 rewards (G,): the grade (or the control's coin), plus penalties; NaN where there is no grade."""
+    """float64 rewards (G,): the grade (or the control's coin), plus penalties; NaN where there is no grade.
+
+    A divergence from the base is taken off later, by tokens (`_returns`), where the advantages are those of tokens.
+    """
     rl = practice_of(run).rl
     reward_G = group.accuracy_G
     if rl.reward == "random":
@@ -229,12 +232,25 @@ def _rewards(run: RunData, group: Group, known: Sequence[Known]) -> np.ndarray:
     if rl.overlong.cache is not None:
         length_G = np.array([len(done.ids_T) for done in group.completions])
         reward_G = reward_G + overlong_penalty(length_G, rl.sampling.max_tokens, rl.overlong.cache)
-    if rl.loss.kl_coef and rl.loss.kl_in == "reward":
-        for g, k in enumerate(known):
+    if _kl_in_reward(rl) and rl.advantage_mode != "reinforce_pp":
+        reward_G = np.array([return_T[0] for return_T in _returns(rl, [reward_G], [known])[0]])
+    return reward_G
+
+
+def _kl_in_reward(rl: RLConfig) -> bool:
+    return bool(rl.loss.kl_coef) and rl.loss.kl_in == "reward"
+
+
+def _returns(rl: RLConfig, rewards: Sequence[np.ndarray], known: Sequence[Sequence[Known]]) -> list[list[np.ndarray]]:
+    """Return (T,) from each token on of every completion, the divergence from the base taken off."""
+    found = []
+    for reward_G, mine in zip(rewards, known, strict=True):
+        found.append([])
+        for reward, k in zip(reward_G, mine, strict=True):
             assert k.old_logp_T is not None
             assert k.base_logp_T is not None
-            reward_G[g] = kl_returns(reward_G[g], k.old_logp_T, k.base_logp_T, rl.loss.kl_coef)[0]
-    return reward_G
+            found[-1].append(kl_returns(float(reward), k.old_logp_T, k.base_logp_T, rl.loss.kl_coef))
+    return found
 
 
 def _strategies(group: Group) -> np.ndarray:

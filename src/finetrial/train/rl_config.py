@@ -104,6 +104,12 @@ class LossConfig(Config):
     kl_in: Literal["loss", "reward"] = Field(default="loss", description="where the divergence enters")
     entropy_coef: float = Field(default=0.0, description="weight of the entropy bonus")
 
+    @model_validator(mode="after")
+    def _in_force(self) -> "LossConfig":
+        if self.kind == "cispo" and self.dual_clip is not None:
+            raise ValueError("dual_clip is of no effect with kind = 'cispo', whose weight is clipped above already")
+        return self
+
 
 class OverlongConfig(Config):
     """`[rl.overlong]`: completions that reach the limit."""

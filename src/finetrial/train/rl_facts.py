@@ -45,9 +45,11 @@ def step_facts(
     rollout: Rollout,
     rewards: Sequence[np.ndarray],
     known: Sequence[Sequence[Known]],
+    advantage: Sequence[np.ndarray],
     credits: Sequence[Credit],
 ) -> dict[str, Any]:
-    """The step's numbers; `rewards`, `known` and `credits` are of the groups that it learns from."""
+    """The step's numbers; `rewards`, `known`, `advantage` (before credit) and `credits` are of the groups that it
+    learns from."""
     grade_C = np.concatenate([group.accuracy_G for group in rollout.groups])
     reward_C = np.concatenate(rewards)
     graded = grade_C[np.isfinite(grade_C)]
@@ -59,6 +61,7 @@ def step_facts(
     entropy = np.concatenate([done.entropy_T for done in learnt])
     after = np.concatenate([after_T for credit in credits for after_T in credit.uncertainty_after])
     advantages = [advantage_T for credit in credits for advantage_T in credit.advantage]
+    worth_C = np.concatenate(advantage)[np.isfinite(reward_C)]
     facts: dict[str, Any] = {
         "mean_reward": float(np.nanmean(reward_C)) if np.isfinite(reward_C).any() else None,
         "correct_rate": float((graded > CORRECT).mean()) if len(graded) else None,
@@ -67,6 +70,7 @@ def step_facts(
         "num_datums": sum(bool(advantage_T.any()) for advantage_T in advantages),
         "informative_groups": sum(any(a_T.any() for a_T in credit.advantage) for credit in credits),
         "passed_over_groups": len(rollout.passed_over),
+        "batch_adv_count": len(worth_C),
         **ties(rewards),
         **_spread("entropy", entropy, planning),
         **_spread("surprisal", surprisal, planning),
@@ -75,8 +79,12 @@ def step_facts(
         "completion_length_mean": float(length_C.mean()),
         "tokens_per_step": int(length_C.sum()),
     }
-    if rl.transform_mode == "entropy_mask" and (kept := _mask_fraction(credits)) is not None:
-        facts["entropy_mask_fraction"] = kept
+    if len(worth_C):
+        facts |= {"batch_adv_mean": float(worth_C.mean()), "batch_adv_std": float(worth_C.std())}
+    if rl.transform_mode == "entropy_mask":
+        facts |= _mask_facts(known, credits)
+    if rl.transform_mode in ("delight", "delight_sepa"):
+        facts |= _gate_facts(advantage, credits)
     return facts
 
 
@@ -126,14 +134,42 @@ def _spread(name: str, values: np.ndarray, planning: np.ndarray, prefix: str = "
     return facts
 
 
-def _mask_fraction(credits: Sequence[Credit]) -> float | None:
-    """Share of tokens that keep an advantage, among those of completions that have one; None where none has."""
+def _mask_facts(known: Sequence[Sequence[Known]], credits: Sequence[Credit]) -> dict[str, float]:
+    """Share of tokens that keep an advantage, among those of completions that have one, and the uncertainty from which
+    on they keep it (mean over groups); nothing where no completion has an advantage."""
     kept = total = 0
-    for credit in credits:
-        for advantage_T in credit.advantage:
-            if advantage_T.any():
-                kept, total = kept + int(np.count_nonzero(advantage_T)), total + len(advantage_T)
-    return kept / total if total else None
+    thresholds = []
+    for mine, credit in zip(known, credits, strict=True):
+        taught = [(k.uncertainty_T, a_T) for k, a_T in zip(mine, credit.advantage, strict=True) if a_T.any()]
+        kept += sum(int(np.count_nonzero(advantage_T)) for _, advantage_T in taught)
+        total += sum(len(advantage_T) for _, advantage_T in taught)
+        if taught:
+            thresholds.append(min(float(u_T[advantage_T != 0].min()) for u_T, advantage_T in taught))
+    if not total:
+        return {}
+    return {"entropy_mask_fraction": kept / total, "entropy_mask_threshold": float(np.mean(thresholds))}
+
+
+def _gate_facts(advantage: Sequence[np.ndarray], credits: Sequence[Credit]) -> dict[str, float]:
+    """What the gate of delight let through: the share of its advantage that each token kept, where it had one."""
+    pairs = [
+        (before, after_T)
+        for advantage_G, credit in zip(advantage, credits, strict=True)
+        for before, after_T in zip(advantage_G, credit.advantage, strict=True)
+        if before
+    ]
+    if not pairs:
+        return {}
+    gate = np.concatenate([after_T / before for before, after_T in pairs])
+    return {
+        "dg_gate_mean": float(gate.mean()),
+        "dg_gate_std": float(gate.std()),
+        "dg_gate_min": float(gate.min()),
+        "dg_gate_max": float(gate.max()),
+        "dg_breakthrough": float((gate > 0.8).mean()),
+        "dg_suppressed": float((gate < 0.2).mean()),
+        "dg_neutral": float(((gate >= 0.4) & (gate <= 0.6)).mean()),
+    }
 
 
 def policy_facts(report: Report, lesson: Lesson, seconds: float) -> dict[str, Any]:
