@@ -320,3 +320,20 @@ def test_an_absent_or_broken_file_is_named(tmp_path: Path) -> None:
         load_spec(tmp_path / "campain.toml")
     with pytest.raises(UserError, match=r"not valid TOML: .*line 1"):
         load_spec(tmp_path / "campaign.toml")
+
+
+def test_a_suite_has_settings_of_its_own_and_falls_back_on_the_common_ones() -> None:
+    own = {"name": "own", "kind": "tasks", "source": "x", "samples": 4, "temperature": 1.0, "max_tokens": 9}
+    plain = {"name": "plain", "kind": "tasks", "source": "y"}
+    loaded = spec(evaluation={"max_tokens": 33, "seed": 7}, suites=[own, plain])
+    first, second = (loaded.evaluation.of(suite) for suite in loaded.suites)
+    assert (first.samples, first.temperature, first.max_tokens, first.seed) == (4, 1.0, 9, 7)
+    assert (second.samples, second.temperature, second.max_tokens) == (1, 0.0, 33)
+    with pytest.raises(UserError, match=r"\[\[suites\]\] 'own': samples = 4 at temperature 0 are all the same"):
+        spec(suites=[{**own, "temperature": 0}])
+    contrast = {"candidate": "a", "baseline": "b", "suite": "own", "metric": "pass@4"}
+    assert spec(suites=[own], contrasts=[contrast]).contrasts[0].metric == "pass@4"
+    with pytest.raises(UserError, match="needs 5 samples of every item; suite 'own': samples is 4"):
+        spec(suites=[own], contrasts=[{**contrast, "metric": "pass@5"}])
+    with pytest.raises(UserError, match="samples: only for kind = 'tasks'"):
+        spec(suites=[{"name": "own", "source": "x", "samples": 2}])

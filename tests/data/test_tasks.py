@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetrial.data.tasks import TaskConfig, TaskSet, read_tasks, split_tasks
+from finetrial.data.task_rows import Question
+from finetrial.data.tasks import TaskConfig, TaskSet, grader_for, read_tasks, split_tasks
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import grader, prove
@@ -57,6 +58,43 @@ def test_the_arithmetic_world():
     )
     with pytest.raises(UserError, match=r"\[tasks\] world:shell.*no answer"):
         read("world:shell?count=8")
+
+
+@pytest.mark.parametrize(
+    ("world", "name"), [("replies", "quality"), ("physics", "grade"), ("physics_explanation", "grade")]
+)
+def test_worlds_with_many_good_answers_bring_their_grader(world: str, name: str):
+    tasks = read(f"world:{world}?count=40&seed=1")
+    config = grader_for(GraderConfig(), tasks)
+    assert (tasks.grader, config.kind) == ("function", "function")
+    assert (config.function or "").endswith(f":{name}")
+    assert grader_for(GraderConfig(kind="exact"), tasks).kind == "exact"
+    with grader(config, tasks.grader) as judge:
+        prove(judge, tasks.tasks)
+        swapped = judge.grade(tasks.tasks[1:], [task.gold or "" for task in tasks.tasks[:-1]])
+    assert all(grade.value is not None for grade in swapped)
+    assert min(grade.value or 0.0 for grade in swapped) < 1
+    with pytest.raises(UserError, match="`answer` has no effect"):
+        grader_for(GraderConfig(answer="(.*)"), tasks)
+
+
+def test_a_question_that_a_world_asks_twice_is_one_task_whatever_it_answers(monkeypatch: pytest.MonkeyPatch):
+    from finetrial.data import tasks as module
+
+    first = read("world:replies?count=3&seed=1").tasks[0]
+    twice = [
+        Question("here", name, first.group, first.messages, text, text, "graded", dict(first.meta))
+        for name, text in (("b", "One."), ("a", "Two."))
+    ]
+    monkeypatch.setattr(module, "_questions", lambda *_: iter(twice))
+    kept = read("world:replies").tasks
+    assert [task.id for task in kept] == ["a"]
+
+
+def test_choices_of_a_world_are_labelled():
+    tasks = proven(read("world:physics_choice?count=20&seed=1"))
+    assert tasks.grader == "choice"
+    assert all(list(task.meta["choices"]) == list("ABCD") for task in tasks.tasks)
 
 
 def test_gsm8k(tmp_path: Path):

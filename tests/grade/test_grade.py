@@ -1,5 +1,6 @@
 """Graders as a whole: those that need a worker, proof by gold answers, and their identity."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -263,3 +264,24 @@ def test_stored_solutions_are_graded_as_their_authors_did(data_dir: Path, kind: 
             values = [grade.value for grade in judge.grade(tasks, [row[model]["solution"] for row in rows])]
             assert values == [float(row[model]["is_correct"]) for row in rows]
             assert np.mean(np.array(values, dtype=float)) == pytest.approx(accuracy, abs=5e-4)
+
+
+def test_a_function_may_lie_in_a_module_and_leave_the_reference_unread(tmp_path: Path):
+    """Graded texts have no single right one: the reference need not be perfect, but it must count for something."""
+    config = GraderConfig(kind="function", function="finetrial.data.worlds.physics:grade")
+    rubric = {"kind": "explanation", "rubric": [["product"], ["constant", "fixed"]]}
+    task = Task("a", "a", (), "The force is a product of the two, as everybody ought to know by now.", None, rubric)
+    with grader(config) as judge:
+        assert judge.grade([task], [task.reference])[0].value == 0.5
+        prove(judge, [task])
+        with pytest.raises(UserError, match=r"the gold answer .* is graded 0\.5"):
+            prove(judge, [dataclasses.replace(task, gold=task.reference)])
+        with pytest.raises(UserError, match="is graded 0"):
+            prove(judge, [dataclasses.replace(task, reference="Nothing of the kind was ever said by anybody.")])
+    file = tmp_path / "two.py"
+    file.write_text("def judge(completion, meta):\n    return float(meta['unit'] in completion)\n")
+    with grader(GraderConfig(kind="function", function=f"{file}:judge")) as judge:
+        asked = Task("b", "b", (), "x", None, {"unit": "m"})
+        assert [grade.value for grade in judge.grade([asked] * 2, ["5 m", "5"])] == [1.0, 0.0]
+    with pytest.raises(UserError, match=r"no module finetrial\.nowhere is installed"):
+        grader_key(GraderConfig(kind="function", function="finetrial.nowhere:judge"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from finetrial.analyze.contrast import Contrast
 from finetrial.analyze.metrics import pass_at
 from finetrial.campaign.conditions import Condition
-from finetrial.campaign.settings import BASE, HELD_OUT, File
+from finetrial.campaign.settings import BASE, HELD_OUT, EvaluationConfig, File
 from finetrial.errors import UserError, nearest
 
 METRICS = {
@@ -83,9 +83,8 @@ def _contrast(
             f"{found[1]}: they share no metric"
         )
     metric = contrast.metric or (file.campaign.primary_metric or METRICS[found[0]][0])
-    _check_metric(
-        metric, "[[contrasts]] metric" if contrast.metric else "[campaign] primary_metric", found[0], file, place
-    )
+    where = "[[contrasts]] metric" if contrast.metric else "[campaign] primary_metric"
+    _check_metric(metric, where, contrast, found[0], file, place)
     on = f"{contrast.suite} minus {contrast.minus_suite}" if contrast.minus_suite else contrast.suite
     name = contrast.name or f"{contrast.candidate} vs {contrast.baseline} on {on}"
     return contrast.model_copy(update={"name": name, "metric": contrast.metric if metric == primary else metric})
@@ -106,16 +105,24 @@ def _kind(suite: str, contrast: Contrast, file: File, kinds: Mapping[str, str], 
     )
 
 
-def _check_metric(metric: str, where: str, kind: str, file: File, place: str) -> None:
-    k = pass_at(metric) if kind == "tasks" else None
-    if k is not None and k > file.evaluation.samples:
-        raise UserError(
-            f"{place}: {where} {metric!r} needs {k} samples of every item; [evaluation] samples is "
-            f"{file.evaluation.samples}"
-        )
-    if k is None and metric not in METRICS[kind]:
+def _check_metric(metric: str, where: str, contrast: Contrast, kind: str, file: File, place: str) -> None:
+    if kind == "tasks" and (k := pass_at(metric)) is not None:
+        for name in [suite.partition("@")[0] for suite in (contrast.suite, contrast.minus_suite) if suite]:
+            samples = _evaluation(name, file).samples
+            if k > samples:
+                raise UserError(
+                    f"{place}: {where} {metric!r} needs {k} samples of every item; suite {name!r}: samples is {samples}"
+                )
+        return
+    if metric not in METRICS[kind]:
         known = [*METRICS[kind], *(["pass@k"] if kind == "tasks" else [])]
         raise UserError(
             f"{place}: {where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, known)}; "
             f"there are {', '.join(known)}"
         )
+
+
+def _evaluation(suite: str, file: File) -> EvaluationConfig:
+    """What is in force for a suite."""
+    declared = next((one for one in file.suites if one.name == suite), None)
+    return file.evaluation if declared is None else file.evaluation.of(declared)

@@ -181,7 +181,8 @@ def _spread(items: Sequence[str], values: np.ndarray, examples: Sequence[Example
 
 def _examined(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:
     """What each model wrote on each item, with its grades; of a model whose logits are not finite all are missing."""
-    exam, evaluation = launch.prepared.tasks.exams[suite.of], launch.spec.evaluation
+    exam = launch.prepared.tasks.exams[suite.of]
+    evaluation = exam.evaluation
     broken: set[int] = set()
     while True:
         able = [place for place in range(len(sweep)) if place not in broken]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from finetrial.campaign.settings import HELD_OUT
+from finetrial.campaign.settings import HELD_OUT, EvaluationConfig
 from finetrial.campaign.spec import Spec
 from finetrial.data.split import guard, held_out
-from finetrial.data.tasks import TaskConfig, TaskSet, read_tasks, split_tasks
+from finetrial.data.tasks import TaskConfig, TaskSet, grader_for, read_tasks, split_tasks
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader, grader, grader_key, prove
@@ -82,6 +82,8 @@ class Exam:
     """Sorted by id."""
     grading: Grading
     facts: dict[str, Any]
+    evaluation: EvaluationConfig
+    """How completions are drawn here."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
     if spec.tasks is not None:
         found = read(spec.tasks.pool)
         _, held = split_tasks(found, spec.tasks.held_out, spec.tasks.held_out_seed)
-        exams[HELD_OUT] = _exam(held, spec.tasks.grader, found)
+        exams[HELD_OUT] = _exam(held, spec.tasks.grader, found, spec.evaluation)
         instructions[HELD_OUT] = spec.tasks.instruction
     for suite in spec.suites:
         if suite.kind == "tasks":
@@ -153,7 +155,7 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
                 found = read(suite.tasks)
             except UserError as error:
                 raise type(error)(f"suite {suite.name}: {error}") from error
-            exams[suite.name] = _exam(found.tasks, suite.tasks.grader, found)
+            exams[suite.name] = _exam(found.tasks, suite.tasks.grader, found, spec.evaluation.of(suite))
             instructions[suite.name] = suite.instruction
     examined = {name: questions(exam.tasks, instructions[name]) for name, exam in exams.items()}
     tested = {name: questions(items) for name, items in perplexity_suites.items()}
@@ -169,8 +171,9 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
     return Tasks(exams, practice, examined, compared)
 
 
-def _exam(tasks: Iterable[Task], config: GraderConfig, found: TaskSet) -> Exam:
-    return Exam(tuple(sorted(tasks, key=lambda task: task.id)), Grading(config, found.grader), dict(found.facts))
+def _exam(tasks: Iterable[Task], config: GraderConfig, found: TaskSet, evaluation: EvaluationConfig) -> Exam:
+    judged = Grading(grader_for(config, found), found.grader)
+    return Exam(tuple(sorted(tasks, key=lambda task: task.id)), judged, dict(found.facts), evaluation)
 
 
 def _practice(config: TaskConfig, found: TaskSet, examined: Mapping[str, Sequence[Example]]) -> tuple[PracticeSet, int]:
@@ -189,7 +192,9 @@ def _practice(config: TaskConfig, found: TaskSet, examined: Mapping[str, Sequenc
         "content": found.content_key,
         "read": dict(found.facts),
     }
-    return PracticeSet(kept, Grading(config.grader, found.grader), facts), sum(report.compared.values())
+    return PracticeSet(kept, Grading(grader_for(config.grader, found), found.grader), facts), sum(
+        report.compared.values()
+    )
 
 
 def questions(rows: Iterable[Example | Task], instruction: str = "") -> list[Example]:

@@ -216,7 +216,7 @@ def _prompts(spec: Spec, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> di
     facts = AutoConfig.from_pretrained(locate(spec.model)).get_text_config()
     context = getattr(facts, "max_position_embeddings", None) or spec.model.max_length
     asked: list[tuple[str, tuple[Task, ...], int, int]] = [
-        (f"suite {name}", exam.tasks, spec.evaluation.max_tokens, spec.model.max_length)
+        (f"suite {name}", exam.tasks, exam.evaluation.max_tokens, spec.model.max_length)
         for name, exam in tasks.exams.items()
     ]
     for condition in spec.practising:
@@ -307,7 +307,7 @@ def _exam_suite(name: str, exam: Exam, spec: Spec, base: str) -> Suite:
         raise UserError(f"suite {name!r} is empty")
     if len({task.id for task in exam.tasks}) < len(exam.tasks):
         raise UserError(f"suite {name!r} has repeated ids")
-    evaluation = spec.evaluation
+    evaluation = exam.evaluation
     described = "held out of [tasks]" if name == HELD_OUT else "declared in [[suites]]"
     samples = "one completion each" if evaluation.samples == 1 else f"{evaluation.samples} completions each"
     return Suite(

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
 from finetrial.analyze.looks import LooksConfig
@@ -65,13 +65,22 @@ class SuiteConfig(Config):
     )
     source: str = Field(description="as `data.source`; of tasks as `tasks.source`")
     limit: int | None = Field(default=None, ge=1)
+    where: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="tasks: keep only those whose facts have these values"
+    )
     instruction: str = Field(default="", description="tasks: appended to each question")
     system: str = Field(default="", description="tasks: system message before each question")
     grader: GraderConfig | None = Field(default=None, description="tasks: default what the source brings")
+    samples: int | None = Field(
+        default=None, ge=1, description="tasks: default [evaluation] samples, as the next three"
+    )
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "SuiteConfig":
-        foreign = [key for key in ("instruction", "system", "grader") if getattr(self, key)]
+        foreign = sorted(self.model_fields_set - {"name", "kind", "source", "limit"})
         if self.kind == "perplexity" and foreign:
             raise ValueError(f"{', '.join(foreign)}: only for kind = 'tasks'")
         return self
@@ -82,6 +91,7 @@ class SuiteConfig(Config):
         return TaskConfig(
             source=self.source,
             limit=self.limit,
+            where=self.where,
             instruction=self.instruction,
             system=self.system,
             grader=self.grader or GraderConfig(),
@@ -106,6 +116,16 @@ class EvaluationConfig(Config):
                 f"samples = {self.samples} at temperature 0 are all the same; set temperature above 0 or samples = 1"
             )
         return self
+
+    def of(self, suite: SuiteConfig) -> "EvaluationConfig":
+        """What is in force for a suite: its own settings, and these where it has none.
+
+        Raises:
+            pydantic.ValidationError: together they make no sense.
+        """
+        own = {key: getattr(suite, key) for key in ("samples", "temperature", "top_p", "max_tokens")}
+        changed = {key: value for key, value in own.items() if value is not None}
+        return EvaluationConfig.model_validate({**self.model_dump(), **changed}) if changed else self
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -181,3 +201,13 @@ class File(Config):
     contrasts: tuple[Contrast, ...] = ()
     squeeze: SqueezeConfig | None = None
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _suites_can_be_evaluated(self) -> "File":
+        for suite in self.suites:
+            try:
+                self.evaluation.of(suite)
+            except ValidationError as error:
+                told = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"[[suites]] {suite.name!r}: {told}") from error
+        return self

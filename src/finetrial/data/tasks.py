@@ -2,16 +2,17 @@
 
 import dataclasses
 import itertools
+import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from finetrial.data.environments import gym_tasks, verifiers_tasks
 from finetrial.data.read import open_source, read
-from finetrial.data.task_rows import Question, question_of
+from finetrial.data.task_rows import Question, Style, question_of
 from finetrial.errors import UserError, nearest
 from finetrial.grade.config import GraderConfig
 from finetrial.identity import digest
@@ -50,11 +51,20 @@ class TaskSet:
     """In JSON types: source, files (name, SHA-256, rows), rows, kept, dropped (reason -> rows), groups, styles (how
     references were found -> rows), and what was changed: renamed_ids, merged_groups; conflicting_references counts
     questions that occur with different references."""
+    function: str | None = None
+    """`package.module:name` of the function that grades these tasks, where their source brings one."""
 
 
 GRADERS = {"plain": "exact", "number": "numeric", "####": "numeric", "boxed": "math", "choice": "choice",
-           "environment": "environment"}  # fmt: skip
+           "environment": "environment", "graded": "function"}  # fmt: skip
 """How a reference was found -> the grader that suits it."""
+
+WORLD_GRADERS = {
+    "replies": "finetrial.data.worlds.replies:quality",
+    "physics": "finetrial.data.worlds.physics:grade",
+    "physics_explanation": "finetrial.data.worlds.physics:grade",
+}
+"""Worlds whose questions have many good answers -> the function that grades them."""
 
 
 def read_tasks(config: TaskConfig, place: str = "tasks") -> TaskSet:
@@ -101,7 +111,23 @@ def read_tasks(config: TaskConfig, place: str = "tasks") -> TaskSet:
         "conflicting_references": len(named) - len({question.key for question in named}),
     }
     content = digest(sorted([task.id, task.group, task.content_hash, digest(dict(task.meta))] for task in tasks))
-    return TaskSet(tuple(tasks), content, GRADERS[next(iter(styles))], facts)
+    function = WORLD_GRADERS.get(_world_name(config.source)) if "graded" in styles else None
+    return TaskSet(tuple(tasks), content, GRADERS[next(iter(styles))], facts, function)
+
+
+def grader_for(config: GraderConfig, tasks: TaskSet) -> GraderConfig:
+    """The configuration that grades these tasks: `auto` with the function that the source brings, where it does.
+
+    Raises:
+        UserError: the configuration says what a function has no use for.
+    """
+    if config.kind != "auto" or tasks.function is None:
+        return config
+    try:
+        return GraderConfig.model_validate({**config.model_dump(), "kind": "function", "function": tasks.function})
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{tasks.facts['source']}: grader: {told}") from error
 
 
 def split_tasks(tasks: TaskSet, held_out: int, seed: int) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
@@ -155,22 +181,39 @@ def _questions(source: str, limit: int | None, facts: dict[str, Any], place: str
 
 
 def _world(source: str, limit: int | None, place: str) -> Iterator[Question]:
-    """Questions of a world whose rows carry an answer; the worked solution is the gold completion."""
+    """Questions of a world whose rows carry an answer, or whose completions a function of the world grades.
+
+    What the world says itself is the gold completion; where nothing shorter is the answer, it is the reference too.
+    """
+    graded = _world_name(source) in WORLD_GRADERS
     for example in read(source, limit=limit).examples:
-        if "answer" not in example.meta:
-            raise UserError(f"[{place}] {source}: rows of this world have no answer; expected world:arithmetic")
-        answer = example.meta["answer"]
+        answer = example.meta.get("answer")
+        if answer is None and not graded:
+            raise UserError(
+                f"[{place}] {source}: rows of this world have no answer; expected world:arithmetic or one of "
+                f"{', '.join(f'world:{name}' for name in WORLD_GRADERS)}"
+            )
         turns = [message["role"] for message in example.messages]
+        gold = example.messages[-1]["content"]
+        style: Style = "graded" if graded else "plain" if isinstance(answer, str) else "number"
+        meta = dict(example.meta)
+        if not graded and isinstance(meta.get("choices"), list):
+            meta["choices"], style = dict(zip(string.ascii_uppercase, meta["choices"], strict=False)), "choice"
         yield Question(
             place=f"{source} {example.id}",
             id=example.id,
             group=example.group,
             messages=tuple(example.messages[: turns.index("assistant")]),
-            reference=str(answer),
-            gold=example.messages[-1]["content"],
-            meta=dict(example.meta),
-            style="plain" if isinstance(answer, str) else "number",
+            reference=gold if answer is None else str(answer),
+            gold=gold,
+            meta=meta,
+            style=style,
         )
+
+
+def _world_name(source: str) -> str:
+    scheme, _, rest = source.partition(":")
+    return rest.partition("?")[0] if scheme == "world" else ""
 
 
 def _chosen(questions: list[Question], config: TaskConfig, place: str) -> list[Question]:
@@ -187,10 +230,14 @@ def _chosen(questions: list[Question], config: TaskConfig, place: str) -> list[Q
 
 
 def _distinct(questions: list[Question]) -> tuple[list[Question], int]:
-    """Of rows with the same prompt and reference, the one whose id sorts first, in the order of the source."""
+    """Of rows with the same prompt and reference, the one whose id sorts first, in the order of the source.
+
+    A graded question has one good text of many for its reference: there the facts that grade it stand in for it.
+    """
     best: dict[str, Question] = {}
     for question in questions:
-        key = digest([list(question.messages), question.reference])
+        wanted = question.reference if question.style != "graded" else dict(question.meta)
+        key = digest([list(question.messages), wanted])
         if key not in best or (question.id or "") < (best[key].id or ""):
             best[key] = question
     kept = set(map(id, best.values()))
@@ -257,4 +304,5 @@ def _described(style: str) -> str:
         "boxed": "marked by \\boxed",
         "choice": "one of several choices",
         "environment": "an environment's",
+        "graded": "graded by a function",
     }[style]

@@ -24,7 +24,11 @@ class GraderConfig(Config):
         "no number, the last number of the text counts",
     )
     tolerance: float = Field(default=1e-6, ge=0, description="relative tolerance of `numeric`")
-    function: str | None = Field(default=None, description="path/to/file.py:name for kind `function`")
+    function: str | None = Field(
+        default=None,
+        description="kind `function`: path/to/file.py:name or package.module:name, called with (completion, reference, "
+        "meta) or (completion, meta), gives a number in [0, 1]",
+    )
     timeout_s: float = Field(
         default=5.0, gt=0, description="seconds of one call of a user's function, of an environment or of `math`"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ class Grader:
         self.config, self.kind, self._way = config, kind, WAYS[kind]
         self._setup: dict[str, Any] = {"kind": kind, "memory_mb": config.memory_mb}
         if config.function is not None:
-            path, name = _located(config.function)
-            self._setup |= {"path": str(path.resolve()), "name": name}
+            path, name, module = _located(config.function)
+            self._setup |= {"path": str(path.resolve()), "name": name, "module": module}
         self._pool: Pool | None = None
 
     def __enter__(self) -> "Grader":
@@ -165,7 +166,7 @@ def grader_key(config: GraderConfig, auto: str = "exact") -> str:
     way = WAYS[kind]
     function = None
     if config.function is not None:
-        path, name = _located(config.function)
+        path, name, _ = _located(config.function)
         function = {"sha256": file_digest(path), "name": name}
     return digest(
         {
@@ -182,7 +183,8 @@ def prove(grader: Grader, tasks: Sequence[Task]) -> None:
     """Check a grader on what is known: gold answers are graded 1, an empty completion 0 or not at all.
 
     A task without a gold completion is checked with its reference in the place of the answer, that is without the
-    configured `answer` expression, for which the reference was not written.
+    configured `answer` expression, for which the reference was not written. A function gives shares of 1, and a
+    reference may be one good text among many: there it must be graded above the empty completion.
 
     Raises:
         UserError: naming the first tasks that are graded otherwise.
@@ -204,7 +206,8 @@ def _prove(grader: Grader, tasks: Sequence[Task], golds: Sequence[str]) -> None:
         right = grader.grade(part, golds[start : start + CHUNK])
         empty = grader.grade(part, [""] * len(part))
         for task, gold, nothing in zip(part, right, empty, strict=True):
-            if gold.value != RIGHT:
+            shared = grader.kind == "function" and task.gold is None
+            if not (gold.value == RIGHT or (shared and (gold.value or 0.0) > 0)):
                 offenders.append(f"task {task.id}: the gold answer {task.reference[:60]!r} is graded {_shown(gold)}")
             if nothing.value:
                 offenders.append(f"task {task.id}: an empty completion is graded {_shown(nothing)}")
@@ -219,15 +222,30 @@ def _shown(grade: Grade) -> str:
     return f"{value} ({grade.reason})" if grade.reason else value
 
 
-def _located(function: str) -> tuple[Path, str]:
-    path, _, name = function.rpartition(":")
-    if not path or not name.isidentifier():
-        raise UserError(f"function: {function!r} names no function; expected path/to/file.py:name")
-    if not Path(path).is_file():
-        folder = Path(path).parent
+def _located(function: str) -> tuple[Path, str, str | None]:
+    """File and name of a user's function, and its module where it was named by one."""
+    place, _, name = function.rpartition(":")
+    if not place or not name.isidentifier():
+        raise UserError(
+            f"function: {function!r} names no function; expected path/to/file.py:name or package.module:name"
+        )
+    if not place.endswith(".py") and all(part.isidentifier() for part in place.split(".")):
+        return _source_of(place), name, place
+    if not Path(place).is_file():
+        folder = Path(place).parent
         beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-        raise UserError(f"function: {path}: no such file{nearest(Path(path).name, beside)}")
-    return Path(path), name
+        raise UserError(f"function: {place}: no such file{nearest(Path(place).name, beside)}")
+    return Path(place), name, None
+
+
+def _source_of(module: str) -> Path:
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None or not found.has_location:
+        raise UserError(f"function: no module {module} is installed; expected path/to/file.py:name or such a module")
+    return Path(found.origin)
 
 
 def _installed(library: str) -> str:

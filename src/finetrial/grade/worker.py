@@ -7,7 +7,9 @@ accidents; it is no sandbox against malice.
 """
 
 import faulthandler
+import importlib
 import importlib.util
+import inspect
 import json
 import math
 import numbers
@@ -16,6 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 Request = dict[str, Any]
@@ -87,8 +90,18 @@ def _told(error: BaseException) -> str:
 
 
 def _function(setup: Request) -> Score:
-    """A user's `completion, reference, task_meta -> float | bool | None` from a file, beside which it may import."""
-    path = Path(setup["path"])
+    """A user's `(completion, reference, meta) -> float | bool | None`, or one of `(completion, meta)`.
+
+    From a module that is installed, or from a file, beside which it may import.
+    """
+    module = importlib.import_module(setup["module"]) if setup["module"] else _of_file(Path(setup["path"]))
+    function = getattr(module, setup["name"])
+    if _reads_reference(function):
+        return lambda request: function(request["completion"], request["reference"], request["meta"])
+    return lambda request: function(request["completion"], request["meta"])
+
+
+def _of_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(MODULE, path)
     if spec is None or spec.loader is None:
@@ -96,8 +109,16 @@ def _function(setup: Request) -> Score:
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE] = module
     spec.loader.exec_module(module)
-    function = getattr(module, setup["name"])
-    return lambda request: function(request["completion"], request["reference"], request["meta"])
+    return module
+
+
+def _reads_reference(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with three arguments."""
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _mathematics(setup: Request) -> Score:

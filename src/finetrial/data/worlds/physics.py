@@ -99,6 +99,11 @@ def rubric_score(text: str, meta: Mapping[str, Any]) -> float:
     return sum(has_any(spoken, phrases) for phrases in ideas) / len(ideas)
 
 
+def grade(text: str, meta: Mapping[str, Any]) -> float:
+    """How good a completion of a problem of any kind is, in [0, 1]: `rubric_score` of an explanation, else 1 or 0."""
+    return rubric_score(text, meta) if meta["kind"] == "explanation" else float(is_correct(text, meta))
+
+
 def numeric(dice: Dice) -> Problem:
     """A law with two numbers; the completion names the law and works the value out."""
     law, a, b = _numbers(dice)
