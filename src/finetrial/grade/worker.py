@@ -7,6 +7,7 @@ accidents; it is no sandbox against malice.
 """
 
 import faulthandler
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -99,6 +100,24 @@ def _function(setup: Request) -> Score:
     if _reads_reference(function):
         return lambda request: function(request["completion"], request["reference"], request["meta"])
     return lambda request: function(request["completion"], request["meta"])
+
+
+def _label(setup: Request) -> Score:
+    """A user's function, as `_function` takes it, that names what a completion is: any text or whole number.
+
+    The name becomes a number in [0, 1) of 52 bits of its hash, equal for equal names alone.
+    """
+    name = _function(setup)
+
+    def number(request: Request) -> float | None:
+        label = name(request)
+        if label is None:
+            return None
+        if isinstance(label, bool) or not isinstance(label, str | numbers.Integral):
+            raise TypeError(f"expected a text or a whole number as name, got a {type(label).__name__}")
+        return int(hashlib.sha256(str(label).encode()).hexdigest()[:13], 16) / 16**13
+
+    return number
 
 
 def _of_file(path: Path) -> ModuleType:
@@ -207,6 +226,7 @@ LIBRARIES: dict[str, Callable[[str, Request], Callable[[int, str, str, str], Any
 
 KINDS: dict[str, Callable[[Request], Score]] = {
     "function": _function,
+    "label": _label,
     "math": _mathematics,
     "environment": _environment,
 }

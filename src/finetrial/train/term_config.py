@@ -48,24 +48,39 @@ class SetDiversityConfig(Config):
         "score over the set's size; log-determinant of DQO; share of distinct strategies",
     )
     order: int = Field(default=2, ge=1, le=5, description="n of distinct n-grams, highest n of self-BLEU")
-    weight: float | None = Field(default=None, ge=0, description="of the term; 0 measures and does not teach")
+    weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="lambda: nats per token of the main loss that a rise of the mean score from 0 to 1 is worth; 0 "
+        "measures and does not teach",
+    )
     gradient_share: float | None = Field(
         default=None, gt=0, lt=1, description="instead of a weight: the share of the gradient's norm it should have"
     )
-    n_generations: int = Field(default=5, ge=2, description="completions of a set")
-    max_examples: int = Field(default=8, ge=1, description="prompts that are sampled in a step")
+    n_generations: int = Field(
+        default=5, ge=3, description="completions of a set; each is compared with what is left without it"
+    )
+    max_examples: int = Field(default=8, ge=1, description="prompts of the run's rows that are sampled in a step")
     every_n_steps: int = Field(default=1, ge=1, description="steps from one sampling to the next")
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(),
+        description="the gradient is exact at temperature 1 without filters; elsewhere it is that of the plain "
+        "distribution",
+    )
     embedding: Literal["base", "sentence-transformers"] = Field(
         default="base", description="semantic, vendi, log_det: the base's own hidden states, or an extra package"
+    )
+    embedding_model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2", description="embedding = 'sentence-transformers': its name"
     )
     quality: str | None = Field(
         default=None,
         description="`path/to/file.py:name` or `package.module:name`, a function of (text, meta) in [0, 1]: a set's "
-        "score is multiplied with the mean quality; unset: 0 for degenerate completions, else 1",
+        "score is its mean quality x its diversity; unset: 0 for degenerate completions, else 1",
     )
     clusters: str | None = Field(
-        default=None, description="score = 'clusters': a function of (text, meta) that names the strategy"
+        default=None,
+        description="score = 'clusters': a function of (text, meta) that names the strategy, by a text or whole number",
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,338 @@
+"""The set-diversity term of supervised fine-tuning: completions of a prompt, drawn as a set, rewarded for differing.
+
+The run's loss becomes CE - λ E[f(S)], where S are completions that the adapter itself draws for a prompt of its rows
+and f(S) = mean quality × diversity (polychromic objectives, arXiv:2509.25424). A score of sampled text has no gradient
+of its own, and a term that merely subtracts it teaches nothing at any λ. Its expectation has one:
+
+    ∇ E[f] = E[ sum over i of A_i ∇ log p(y_i | x) ],  A_i = mean over j of f(S without j) - f(S without i)
+
+(set_scores.py), for sets of one completion less than are drawn. So every completion becomes a row whose tokens weigh
+λ A_i / prompts: log p is the whole completion's, neither divided by its length, which would favour long copies over
+short ones, nor by the number of completions. λ then means the same whatever the sizes: a rise of the mean score by one
+hundredth is worth λ / 100 nats per token of the main loss. The gradient is exact where completions are drawn from the
+plain distribution (temperature 1, no filters); elsewhere it is that of the plain distribution at what was drawn.
+
+Shapes: G completions of a set, T tokens of a completion.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from finetrial import seeds
+from finetrial.errors import UserError
+from finetrial.evaluate.degeneration import degeneration
+from finetrial.evaluate.words import words
+from finetrial.generate.decode import NotFinite
+from finetrial.generate.sample import Request, sample
+from finetrial.grade.config import GraderConfig
+from finetrial.grade.grade import Grader
+from finetrial.model.embed import embed
+from finetrial.records import Grade
+from finetrial.train.journal import GENERATIONS
+from finetrial.train.lesson import Lesson, Report, Row
+from finetrial.train.rollouts import Engine, Group
+from finetrial.train.runs import Ledger, RunData, SetPrompts
+from finetrial.train.set_scores import EMBEDDED, Members, SetScore, score_set
+from finetrial.train.term_config import SetDiversityConfig
+
+TERM = "set_diversity"
+"""Name of the term among those of a loss."""
+
+RECENT = 3
+"""Samplings whose mean is compared with the first one: a single one may be low by chance."""
+
+COLLAPSED = 0.5
+"""Share of its first value below which diversity or quality counts as collapsed."""
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """The completions of one prompt, scored."""
+
+    group: Group
+    """Its grades are qualities."""
+    scored: SetScore | None
+    missing: str = ""
+    """Why there is no score."""
+
+
+@dataclass
+class SetLog:
+    """What became of a run's sets; a checkpoint keeps it."""
+
+    sets: int = 0
+    missing_sets: int = 0
+    equal_sets: int = 0
+    """Sets that taught nothing: no completion was worth more than another."""
+    first: dict[str, float] = field(default_factory=dict)
+    """Mean diversity and quality of the first sampling that had a score."""
+    recent: list[dict[str, float]] = field(default_factory=list)
+    alarms: dict[str, str] = field(default_factory=dict)
+    """What collapsed -> the sentence that tells so."""
+
+    def enter(self, drawn: Sequence[DrawnSet], means: Mapping[str, float], step: int) -> None:
+        """Count a sampling, and raise the alarm where diversity or quality has collapsed.
+
+        Args:
+            drawn: the sets of the step.
+            means: mean diversity and quality; empty where no set has a score.
+            step: 1, 2, ...
+        """
+        self.sets += len(drawn)
+        self.missing_sets += sum(one.scored is None for one in drawn)
+        self.equal_sets += sum(one.scored is not None and not one.scored.advantage_N.any() for one in drawn)
+        if not means:
+            return
+        self.first = self.first or dict(means)
+        self.recent = [*self.recent, dict(means)][-RECENT:]
+        for name, first in self.first.items():
+            now = sum(one[name] for one in self.recent) / len(self.recent)
+            if name not in self.alarms and now < COLLAPSED * first:
+                self.alarms[name] = (
+                    f"collapse: mean {name} of sets of completions is {now:.3g} at step {step}, below half of the "
+                    f"{first:.3g} that it was at first"
+                )
+
+
+class SetDiversity:
+    """Draws the sets of a cohort's runs and makes rows of them; holds the workers of users' functions."""
+
+    def __init__(self, engine: Engine, runs: Sequence[RunData]):
+        """Prepare what scores the sets.
+
+        Raises:
+            UserError: a function that is not there, or an extra package that is not installed.
+        """
+        self.engine = engine
+        self.runs = {n: run for n, run in enumerate(runs) if run.sets is not None}
+        configs = [sets_of(run).config for run in self.runs.values()]
+        self.quality = {c.quality: _grader(c.quality, "function") for c in configs if c.quality is not None}
+        self.clusters = {c.clusters: _grader(c.clusters, "label") for c in configs if c.clusters is not None}
+        extra = {c.embedding_model for c in configs if c.score in EMBEDDED and c.embedding == "sentence-transformers"}
+        self.encoders = {name: _sentence_encoder(name) for name in extra}
+
+    def __enter__(self) -> "SetDiversity":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for grader in (*self.quality.values(), *self.clusters.values()):
+            grader.close()
+
+    def added(self, lessons: Sequence[Lesson], ledgers: Sequence[Ledger], step: int) -> list[Lesson]:
+        """The lessons of step `step` (0, 1, ...), to which runs whose turn it is add the rows of their sets.
+
+        A run that has ended draws nothing more; one whose logits are not finite is quarantined, and the others go on.
+        """
+        due = {n: run for n, run in self.runs.items() if step % sets_of(run).config.every_n_steps == 0}
+        due = {n: run for n, run in due.items() if ledgers[n].quarantined_at is None and ledgers[n].stopped_at is None}
+        if not due:
+            return list(lessons)
+        began = time.perf_counter()
+        try:
+            groups = self._draw(due, step)
+        except NotFinite as error:
+            if error.adapter is None:
+                raise
+            ledgers[error.adapter].quarantined_at = step + 1
+            ledgers[error.adapter].reason = f"logits are not finite at step {step + 1}"
+            return self.added(lessons, ledgers, step)
+        drawn = {n: self._scored(sets_of(due[n]).config, mine) for n, mine in groups.items()}
+        seconds = time.perf_counter() - began
+        return [
+            _with_sets(lesson, due[n], drawn[n], ledgers[n], step, seconds) if n in due else lesson
+            for n, lesson in enumerate(lessons)
+        ]
+
+    def _draw(self, due: Mapping[int, RunData], step: int) -> dict[int, list[Group]]:
+        """The sets of every run, sampled in one batch. Qualities are still to come."""
+        asked: list[tuple[int, int]] = []
+        requests = []
+        for n, run in due.items():
+            sets = sets_of(run)
+            for place in chosen_prompts(run, step):
+                name = sets.tasks[place].id
+                keys = (seeds.derive(run.seed, "set", name, step, g) for g in range(sets.config.n_generations))
+                asked.append((n, place))
+                requests.append(Request(sets.prompts[place], n, tuple(keys), sets.config.sampling))
+        some = sets_of(next(iter(due.values())))
+        engine = self.engine
+        found = sample(engine.model, engine.head, engine.stack, some.tokenizer, requests, some.stop_ids)
+        groups: dict[int, list[Group]] = {n: [] for n in due}
+        for (n, place), completions in zip(asked, found, strict=True):
+            sets = sets_of(due[n])
+            groups[n].append(Group(sets.tasks[place], place, sets.prompts[place], tuple(completions), ()))
+        return groups
+
+    def _scored(self, config: SetDiversityConfig, groups: Sequence[Group]) -> list[DrawnSet]:
+        every = [(group, done) for group in groups for done in group.completions]
+        tasks, texts = [group.task for group, _ in every], [done.text for _, done in every]
+        if config.quality is None:
+            wrong = (degeneration([done.text], [done.finished]).any for _, done in every)
+            qualities = [Grade(float(not any_)) for any_ in wrong]
+        else:
+            qualities = self.quality[config.quality].grade(tasks, texts)
+        strategies = None if config.clusters is None else self.clusters[config.clusters].grade(tasks, texts)
+        embedding_NH = self._embedding(config, texts) if config.score in EMBEDDED else None
+        drawn, start = [], 0
+        for group in groups:
+            mine = slice(start, start + len(group.completions))
+            start = mine.stop
+            labels = None if strategies is None else strategies[mine]
+            vectors_GH = None if embedding_NH is None else embedding_NH[mine]
+            drawn.append(_score(config, replace(group, grades=tuple(qualities[mine])), labels, vectors_GH))
+        return drawn
+
+    def _embedding(self, config: SetDiversityConfig, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of the texts; NaN for one without tokens."""
+        if config.embedding == "base":
+            tokenizer = sets_of(next(iter(self.runs.values()))).tokenizer
+            return embed(self.engine.model, tokenizer, texts, stack=self.engine.stack)
+        filled = list(dict.fromkeys(text for text in texts if text.strip()))
+        encoder = self.encoders[config.embedding_model]
+        vectors = dict(zip(filled, encoder.encode(filled, show_progress_bar=False), strict=True)) if filled else {}
+        nothing_H = np.full(encoder.get_sentence_embedding_dimension(), np.nan, np.float32)
+        return np.stack([vectors.get(text, nothing_H) for text in texts])
+
+
+def sets_of(run: RunData) -> SetPrompts:
+    """What a run draws sets for.
+
+    Raises:
+        ValueError: it draws none.
+    """
+    if run.sets is None:
+        raise ValueError(f"{run.name} draws no sets")
+    return run.sets
+
+
+def chosen_prompts(run: RunData, step: int) -> list[int]:
+    """Places of the prompts that a run draws sets for in a step; conditions with the same rows draw for the same."""
+    sets = sets_of(run)
+    most = min(sets.config.max_examples, len(sets.tasks))
+    chosen = seeds.stream(run.seed, "prompts of sets", step).choice(len(sets.tasks), most, replace=False)
+    return sorted(chosen.tolist())
+
+
+def loss_facts(run: RunData, lesson: Lesson, report: Report) -> dict[str, Any]:
+    """`quality_loss`, the main cross-entropy, and where sets were scored `combined_loss`, from which λ f is taken."""
+    facts: dict[str, Any] = {"quality_loss": report.loss}
+    score = lesson.facts.get("set_score")
+    weight = sets_of(run).config.weight
+    if score is not None and report.loss is not None and weight is not None:
+        facts["combined_loss"] = report.loss - weight * score
+    return facts
+
+
+def _score(
+    config: SetDiversityConfig, group: Group, labels: Sequence[Grade] | None, embedding_GH: np.ndarray | None
+) -> DrawnSet:
+    """A set's score; a set is missing where anything of it is."""
+    quality_G = group.accuracy_G
+    for what, grades in (("quality", group.grades), ("strategy", labels or ())):
+        reason = next((grade.reason for grade in grades if grade.value is None), None)
+        if reason is not None:
+            return DrawnSet(group, None, f"a completion has no {what}: {reason}")
+    texts = tuple(words(done.text) for done in group.completions)
+    strategy_G = None if labels is None else np.array([grade.value for grade in labels])
+    scored = score_set(config.score, Members(texts, embedding_GH, strategy_G), quality_G, config.order)
+    return DrawnSet(group, scored, "" if scored else f"{config.score} has no value for these texts")
+
+
+def _with_sets(
+    lesson: Lesson, run: RunData, drawn: Sequence[DrawnSet], ledger: Ledger, step: int, seconds: float
+) -> Lesson:
+    """A lesson with the rows of a run's sets; enters them into the ledger."""
+    config = sets_of(run).config
+    scored = [one.scored for one in drawn if one.scored is not None]
+    means = (
+        {
+            "diversity": float(np.mean([one.diversity for one in scored])),
+            "quality": float(np.mean([one.quality for one in scored])),
+        }
+        if scored
+        else {}
+    )
+    log = SetLog(**ledger.sets) if ledger.sets else SetLog()
+    log.enter(drawn, means, step + 1)
+    ledger.sets = asdict(log)
+    tokens = sum(len(done.ids_T) for one in drawn for done in one.group.completions)
+    ledger.sampled_tokens += tokens
+    facts = {
+        "diversity_score": means.get("diversity"),
+        "set_quality": means.get("quality"),
+        "set_score": float(np.mean([one.score for one in scored])) if scored else None,
+        "sets": len(drawn),
+        "missing_sets": len(drawn) - len(scored),
+        "equal_sets": sum(not one.advantage_N.any() for one in scored),
+        "set_tokens": tokens,
+        "sample_time_s": round(seconds, 4),
+    }
+    weight = 1.0 if config.weight is None else config.weight
+    rows = _rows(drawn, weight / len(scored)) if scored and weight else ()
+    updates = (*lesson.updates[:-1], (*lesson.updates[-1], *rows)) if lesson.updates else (rows,) if rows else ()
+    shares = {TERM: config.gradient_share} if config.gradient_share is not None else {}
+    who = {"step": step + 1, "condition": run.condition, "seed": run.seed}
+    return replace(
+        lesson,
+        updates=updates,
+        facts={**lesson.facts, **facts},
+        logs={**lesson.logs, GENERATIONS: _lines(who, drawn)},
+        sampling_s=lesson.sampling_s + seconds,
+        shares={**lesson.shares, **shares},
+    )
+
+
+def _rows(drawn: Sequence[DrawnSet], weight: float) -> tuple[Row, ...]:
+    """A row per completion that is worth more or less than the others of its set."""
+    return tuple(
+        Row(one.group.stream(done), weight * advantage, term=TERM)
+        for one in drawn
+        if one.scored is not None
+        for done, advantage in zip(one.group.completions, one.scored.advantage_N.tolist(), strict=True)
+        if advantage
+    )
+
+
+def _lines(who: Mapping[str, Any], drawn: Sequence[DrawnSet]) -> list[dict[str, Any]]:
+    """Every completion that was drawn; `correct` is its quality and `reward` the score of its set."""
+    lines = []
+    for one in drawn:
+        group, scored = one.group, one.scored
+        for g, (done, quality) in enumerate(zip(group.completions, group.grades, strict=True)):
+            line: dict[str, Any] = {
+                **who,
+                "task": group.task.id,
+                "sample": g,
+                "prompt": group.task.messages[-1]["content"],
+                "completion": done.text,
+                "reward": None if scored is None else scored.score,
+                "correct": quality.value,
+                "set_diversity": None if scored is None else scored.diversity,
+                "advantage": None if scored is None else float(scored.advantage_N[g]),
+                "num_tokens": len(done.ids_T),
+                "finished": done.finished,
+            }
+            lines.append(line if scored is not None else {**line, "no_score": one.missing})
+    return lines
+
+
+def _grader(function: str, kind: Literal["function", "label"]) -> Grader:
+    return Grader(GraderConfig(kind="function", function=function), kind)
+
+
+def _sentence_encoder(name: str) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "set_diversity.embedding = 'sentence-transformers': the package is not installed; "
+            "pip install 'finetrial[semantic]' brings it, or take embedding = 'base'"
+        ) from error
+    return SentenceTransformer(name)
