@@ -20,6 +20,7 @@ from finetrial.generate.config import SamplingConfig
 from finetrial.generate.sample import Request, sample
 from finetrial.grade.grade import Grader
 from finetrial.model.adapters import Adapter, AdapterStack
+from finetrial.model.distribution import Head
 from finetrial.model.loss import head_of
 from finetrial.model.render import prompt_text
 from finetrial.records import Grade, Task
@@ -69,22 +70,64 @@ def evaluate_tasks(
 
     Raises:
         UserError: there are no items, or a prompt does not fit the base's context.
+        NotFinite: an adapter's logits are not finite.
+    """
+    model.eval()
+    head = head_of(model)
+    models: list[int | None] = [*([None] if base else []), *range(len(adapters))]
+    with AdapterStack(model, adapters) as stack:
+        return examine(
+            model, head, stack, models, tasks, prompts, tokenizer, stop_ids, grader, sampling, samples, seed, progress
+        )
+
+
+def examine(
+    model: nn.Module,
+    head: Head,
+    stack: AdapterStack,
+    models: Sequence[int | None],
+    tasks: Sequence[Task],
+    prompts: Sequence[np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    grader: Grader,
+    sampling: SamplingConfig,
+    samples: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[list[list[Answer]]]:
+    """As `evaluate_tasks`, for adapters of a stack that exists already, as they are in it now.
+
+    Args:
+        model: with `stack` injected.
+        head: its output head.
+        stack: may be trainable.
+        models: adapters of the stack, None for the base.
+        tasks: K items.
+        prompts: int64 tokens (T,) of each, generation prompt included.
+        tokenizer: decodes.
+        stop_ids: tokens that end a completion.
+        grader: of these tasks.
+        sampling: how completions are drawn.
+        samples: J per item.
+        seed: of the sampling noise.
+        progress: shown in units of completions.
+
+    Raises:
+        UserError: there are no items, or a prompt does not fit the base's context.
+        NotFinite: an adapter's logits are not finite.
     """
     if not tasks:
         raise UserError("there are no tasks to examine on")
-    models: list[int | None] = [*([None] if base else []), *range(len(adapters))]
     noise = [tuple(seeds.derive(seed, "evaluation", task.id, j) for j in range(samples)) for task in tasks]
     requests = [
         Request(prompt_T, adapter, keys, sampling)
         for adapter in models
         for prompt_T, keys in zip(prompts, noise, strict=True)
     ]
-    model.eval()
-    head = head_of(model)
     if progress is not None:
         progress.update(0)  # batches are long: the first one must not pass for a single unit
-    with AdapterStack(model, adapters) as stack:
-        completions = sample(model, head, stack, tokenizer, requests, stop_ids, progress=progress)
+    completions = sample(model, head, stack, tokenizer, requests, stop_ids, progress=progress)
     asked = [task for _ in models for task in tasks for _ in range(samples)]
     grades = iter(grader.grade(asked, [one.text for mine in completions for one in mine]))
     answers = [[Answer(one.text, next(grades), len(one.ids_T), one.finished) for one in mine] for mine in completions]
