@@ -73,7 +73,7 @@ def test_a_frozen_base_adds_no_seed_component() -> None:
      ("pass@10", "higher"), ("accuracy", "higher"), ("score", "higher"), ("distinct_2", "higher"),
      ("ead_1", "higher"), ("self_bleu_4", "lower"), ("vendi", "higher"), ("semantic_diversity", "higher"),
      ("type_token_ratio", "higher"), ("duplicate_share", "lower"),
-     ("degeneration_rate", "lower")],
+     ("degenerate", "lower"), ("kl_to_base", "lower"), ("rouge_l", "higher"), ("distinct_2_matched", "higher")],
 )  # fmt: skip
 def test_directions(metric: str, better: str) -> None:
     assert direction(metric) == better

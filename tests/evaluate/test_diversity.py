@@ -13,7 +13,7 @@ from finetrial.analyze.metrics import known
 from finetrial.errors import UserError
 from finetrial.evaluate.bleu import self_bleu, self_bleu_by_prompt, texygen_self_bleu
 from finetrial.evaluate.degeneration import degeneration, degeneration_rate, lengths, loops
-from finetrial.evaluate.diversity import diversity, refuse_constant
+from finetrial.evaluate.diversity import SEMANTIC, TEXTUAL, diversity, diversity_by_prompt, refuse_constant
 from finetrial.evaluate.ngrams import (
     corpus_distinct,
     distinct,
@@ -371,20 +371,20 @@ def test_every_metric_of_a_prompt_has_a_known_direction_and_range():
     assert values["distinct_1"] == distinct(CATS, 1)
     assert values["self_bleu_3"] == pytest.approx(self_bleu(CATS, 3))
     assert values["vendi"] == pytest.approx(3)
-    assert len(values) == 15
+    assert set(values) == {*TEXTUAL, *SEMANTIC}
     for name, value in values.items():
         metric = known(name)
         assert metric is not None, name
         assert value is not None
         assert metric.low is not None
         assert metric.low <= value <= (math.inf if metric.high is None else metric.high)
-        lower = name.startswith("self_bleu") or name in ("duplicate_share", "degeneration_rate")
+        lower = name.startswith("self_bleu") or name in ("duplicate_share", "degenerate")
         assert metric.better == ("lower" if lower else "higher")
 
 
 def test_metrics_without_meaning_are_missing():
     values = diversity(["", ""])
-    assert values.pop("degeneration_rate") == 1
+    assert values.pop("degenerate") == 1
     assert values.pop("duplicate_share") == 0.5
     assert set(values.values()) == {None}
     assert {name for name, value in diversity(["a b c"]).items() if value is None} == {
@@ -392,6 +392,23 @@ def test_metrics_without_meaning_are_missing():
     }  # fmt: skip
     with pytest.raises(UserError, match="2 embeddings for 3"):
         diversity(CATS, embedding_NH=np.eye(2))
+
+
+def test_matched_samples_have_the_same_length():
+    """A recipe that stops early looks diverse: fewer words repeat. Cut to the same length it does not."""
+    long, short = ["a b a b", "b a"], ["a b", "b a"]
+    assert diversity(short)["distinct_1"] > diversity(long)["distinct_1"]
+    assert diversity(short)["distinct_1_matched"] == diversity(long)["distinct_1_matched"] == 0.5
+    assert diversity(long, matched=3)["distinct_1_matched"] == pytest.approx(2 / 5)
+    assert diversity(["a b", ""])["distinct_1_matched"] == 1  # an empty one has no length to match
+
+
+def test_many_prompts_at_once_are_each_alone_and_a_small_vocabulary_expects_nothing():
+    prompts = [CATS, ["a b c d", "d c b a"], ["x"]]
+    together = diversity_by_prompt(prompts, vocabulary=4)
+    assert together == [diversity(samples, vocabulary=4) for samples in prompts]
+    assert [values["ead_2"] is None for values in together] == [True, True, True]
+    assert diversity(["a b", "a c"], vocabulary=4)["ead_2"] is not None
 
 
 def test_case_is_folded_on_request():

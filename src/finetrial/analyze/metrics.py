@@ -26,18 +26,24 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("lower", "nats per token", 0.0),
     "log_perplexity": Metric("lower", "nats per token", 0.0),
     "bits_per_byte": Metric("lower", "bits per byte", 0.0),
+    "kl_to_base": Metric("lower", "nats per token", 0.0),
+    "kl_from_base": Metric("lower", "nats per token", 0.0),
     "completion_tokens": Metric("lower", "tokens", 0.0),
     "perplexity": Metric("lower", "perplexity", 1.0),
     "brier": Metric("lower", "squared error", 0.0),
     "self_bleu": Metric("lower", "BLEU", 0.0, 1.0),
     "duplicate_share": Metric("lower", "proportion", 0.0, 1.0),
-    "degeneration_rate": Metric("lower", "proportion", 0.0, 1.0),
+    "degenerate": Metric("lower", "proportion", 0.0, 1.0),
     "violation": Metric("lower", "proportion", 0.0, 1.0),
     "correct": _PROPORTION,
     "correct_rate": _PROPORTION,
     "accuracy": _PROPORTION,
     "acc": _PROPORTION,
     "acc_norm": _PROPORTION,
+    "acc_letter": _PROPORTION,
+    "gold_logp": Metric("higher", "nats", None, 0.0),
+    "gold_logp_letter": Metric("higher", "nats", None, 0.0),
+    "correct_relaxed": _PROPORTION,
     "exact_match": _PROPORTION,
     "f1": _PROPORTION,
     "resolved": _PROPORTION,
@@ -45,6 +51,7 @@ METRICS: dict[str, Metric] = {
     "win_rate": _PROPORTION,
     "distinct": _PROPORTION,
     "type_token_ratio": _PROPORTION,
+    "rouge": _PROPORTION,
     "ead": Metric("higher", "ratio to expected", 0.0),
     "vendi": Metric("higher", "effective samples", 1.0),
     "semantic_diversity": Metric("higher", "cosine distance", 0.0, 2.0),
@@ -56,11 +63,11 @@ METRICS: dict[str, Metric] = {
     "score": Metric("higher", "points"),
     "judge_score": Metric("higher", "points"),
 }
-"""Every metric whose direction is known. `pass@k`, and `distinct_n`, `ead_n` and `self_bleu_n`, are known for every
-k and n."""
+"""Every metric whose direction is known. `pass@k`, and `distinct_n` (and `distinct_n_matched`), `ead_n`, `self_bleu_n`
+and `rouge_n`, are known for every k and n."""
 
 _PASS_AT_K = re.compile(r"pass@([1-9]\d*)")
-_ORDER_N = re.compile(r"(distinct|ead|self_bleu)[_-][1-9]\d*")
+_ORDER_N = re.compile(r"(distinct|ead|self_bleu|rouge)[_-](?:[1-9]\d*|l)(?:_matched)?")
 
 
 def pass_at(metric: str) -> int | None:

@@ -13,6 +13,18 @@ from finetrial.errors import UserError
 from finetrial.evaluate.words import Sample, tokens_of
 
 
+def gram_counts(samples: Iterable[Sample], n: int) -> tuple[int, int]:
+    """Distinct n-grams, and all n-grams, of the samples of a prompt; none crosses from one sample into the next.
+
+    Raises:
+        UserError: n is below 1.
+    """
+    if n < 1:
+        raise UserError(f"n = {n}: n-grams have at least one token")
+    grams = list(chain.from_iterable(_grams(tokens, n) for tokens in tokens_of(samples)))
+    return len(set(grams)), len(grams)
+
+
 def distinct(samples: Iterable[Sample], n: int = 2) -> float | None:
     """Distinct n-grams / n-grams, counted over the samples of a prompt together, in (0, 1] (Li et al. 2016).
 
@@ -21,7 +33,7 @@ def distinct(samples: Iterable[Sample], n: int = 2) -> float | None:
     Raises:
         UserError: n is below 1.
     """
-    found, total = _counts(samples, n)
+    found, total = gram_counts(samples, n)
     return found / total if total else None
 
 
@@ -53,7 +65,7 @@ def expectation_adjusted_distinct(samples: Iterable[Sample], vocabulary: int, n:
     Raises:
         UserError: V is below 2 or below the number of distinct n-grams found.
     """
-    found, total = _counts(samples, n)
+    found, total = gram_counts(samples, n)
     if vocabulary < max(2, found):
         raise UserError(
             f"vocabulary of {vocabulary}: expected at least 2 and no fewer than the {found} distinct {n}-grams found"
@@ -80,14 +92,6 @@ def duplicate_share(samples: Iterable[Sample]) -> float | None:
         raise UserError("expected a list of samples, got a single string")
     seen: list[Hashable] = [sample.strip() if isinstance(sample, str) else tuple(sample) for sample in samples]
     return 1 - len(set(seen)) / len(seen) if len(seen) > 1 else None
-
-
-def _counts(samples: Iterable[Sample], n: int) -> tuple[int, int]:
-    """Distinct n-grams, and all n-grams; none crosses from one sample into the next."""
-    if n < 1:
-        raise UserError(f"n = {n}: n-grams have at least one token")
-    grams = list(chain.from_iterable(_grams(tokens, n) for tokens in tokens_of(samples)))
-    return len(set(grams)), len(grams)
 
 
 def _grams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
