@@ -69,6 +69,15 @@ def test_quality_is_a_number_from_0_to_1_for_any_text(text: str, row: replies.Ex
     assert 0 <= replies.quality(text, row.meta) <= 1
 
 
+@given(st.sampled_from(EXAMPLES))
+def test_a_reply_fulfils_its_request_where_its_quality_is_whole(row: replies.Example) -> None:
+    reply = str(row.messages[-1]["content"])
+    assert replies.fulfils(reply, row.meta) == 1
+    assert replies.fulfils(f"{reply} " + "and so on " * 40, row.meta) == 0
+    assert replies.fulfils("", row.meta) == 0
+
+
+
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_dropping_a_slot_lowers_quality(row: replies.Example, data: st.DataObject) -> None:
     slot = data.draw(st.sampled_from(row.meta["required"]))

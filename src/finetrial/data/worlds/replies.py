@@ -111,3 +111,8 @@ def quality(text: str, meta: Mapping[str, Any]) -> float:
         + (not is_prose(spoken))
     )
     return sum(met) / len(met) * FORM_PENALTY**breaches
+
+
+def fulfils(text: str, meta: Mapping[str, Any]) -> float:
+    """1 where a reply does all that was asked (its quality is 1), else 0: the strict score, which rates count."""
+    return float(quality(text, meta) == 1)
