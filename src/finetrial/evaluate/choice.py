@@ -138,7 +138,7 @@ def encode_pairs(
     prefix = prefix_id(tokenizer)
     fronts = [context.rstrip() for context, _ in pairs]
     wholes = [context + continuation if context else "" for context, continuation in pairs]
-    ids_of = _encoded([*fronts, *wholes], tokenizer, prefix)
+    ids_of = encode_texts([*fronts, *wholes], tokenizer)
     found = []
     for (context, continuation), front, whole in zip(pairs, fronts, wholes, strict=True):
         if context:
@@ -161,6 +161,18 @@ def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if isinstance(token, int):
             return token
     raise UserError(f"tokenizer {tokenizer.name_or_path!r} has neither a BOS nor an EOS token to begin a text with")
+
+
+def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Ids of each text with the tokenizer's own special tokens; without them where it begins with `prefix_id`'s."""
+    first = str(tokenizer.decode([prefix_id(tokenizer)]))
+    found: dict[str, list[int]] = {}
+    for begun in (False, True):
+        part = [text for text in dict.fromkeys(texts) if text.startswith(first) == begun]
+        if part:
+            ids = tokenizer(part, add_special_tokens=not begun, verbose=False)["input_ids"]
+            found.update(zip(part, ids, strict=True))
+    return found
 
 
 def choice_logp(
@@ -212,7 +224,9 @@ def choice_scores(
     head = head_of(model)
     longest = longest_path(model) if share else 0
     starts = [0, *itertools.accumulate(len(item.options) for item in items)]
-    trees = [row for item, start in zip(items, starts, strict=False) for row in _rows(item, start, longest)]
+    trees = [
+        row for item, start in zip(items, starts, strict=False) for row in _rows(item, start, longest, batch_tokens)
+    ]
     batches = [
         ([option for t in chosen for option in trees[t][1]], forest([trees[t][0] for t in chosen], device))
         for chosen in _batches([row for row, _ in trees], batch_tokens)
@@ -281,25 +295,21 @@ def _fits(item: ChoiceItem, context: int | None) -> None:
         raise UserError(f"item '{item.id}': its {read_tokens} tokens do not fit the base's context of {context}")
 
 
-def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, prefix: int) -> dict[str, list[int]]:
-    """Ids of each text with the tokenizer's own special tokens; without where the text begins with the first token."""
-    bos = str(tokenizer.decode([prefix]))
-    found: dict[str, list[int]] = {}
-    for begun in (False, True):
-        part = [text for text in dict.fromkeys(texts) if text.startswith(bos) == begun]
-        if part:
-            found.update(
-                zip(part, tokenizer(part, add_special_tokens=not begun, verbose=False)["input_ids"], strict=True)
-            )
-    return found
+def _rows(item: ChoiceItem, start: int, longest: float, room: int) -> list[tuple[Tree, list[int]]]:
+    """The rows that read an item, and which options, counted over all items from `start`, each of them weighs.
 
-
-def _rows(item: ChoiceItem, start: int, longest: float) -> list[tuple[Tree, list[int]]]:
-    """The rows that read an item, and which options, counted over all items from `start`, each of them weighs."""
-    options = list(range(start, start + len(item.options)))
-    if len(item.prompt_T) + max(map(len, item.options)) - 1 <= longest:
-        return [(tree(item.prompt_T, item.options), options)]
-    return [(tree(item.prompt_T, [ids]), [option]) for ids, option in zip(item.options, options, strict=True)]
+    A row takes as many options as `room` tokens hold, or as many tokens as its prompt has, and at least one option.
+    """
+    shared = len(item.prompt_T) + max(map(len, item.options)) - 1 <= longest
+    parts: list[list[int]] = []
+    left = 0
+    for o, option in enumerate(item.options):
+        if not parts or not shared or len(option) > left:
+            parts.append([])
+            left = max(room - len(item.prompt_T), len(item.prompt_T))
+        parts[-1].append(o)
+        left -= len(option)
+    return [(tree(item.prompt_T, [item.options[o] for o in part]), [start + o for o in part]) for part in parts]
 
 
 def _batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
