@@ -1,5 +1,6 @@
 """Training data before it is used: standardise, lint."""
 
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,9 @@ def standardise(
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore", metavar="KEY", help="key of objects that may be left out; repeat")
     ] = None,
+    otherwise: Annotated[
+        str | None, typer.Option("--otherwise", help="objects that no template takes: refuse, or labels (Key: value)")
+    ] = None,
     join: Annotated[str | None, typer.Option("--join", help=r"between parts of a list; default \n")] = None,
     tiny: Annotated[int | None, typer.Option("--tiny", help="characters up to which an output is tiny")] = None,
     undo_map: Annotated[
@@ -53,7 +57,7 @@ def standardise(
         return
     from finetrial.data.workshop import standardise as workshop
 
-    config = _config(config_path, template, field, rule, ignore, join, tiny)
+    config = _config(config_path, template, field, rule, ignore, otherwise, join, tiny)
     if output is None:
         facts = workshop.inspect(source, config)
         if as_json:
@@ -106,6 +110,7 @@ def _config(
     field: list[str] | None,
     rule: list[str] | None,
     ignore: list[str] | None,
+    otherwise: str | None,
     join: str | None,
     tiny: int | None,
 ) -> StandardiseConfig:
@@ -127,6 +132,8 @@ def _config(
         values["rules"] = {**values.get("rules", {}), **pairs}
     if ignore:
         values["ignore"] = [*values.get("ignore", []), *ignore]
+    if otherwise is not None:
+        values["otherwise"] = otherwise
     if join is not None:
         values["join"] = _escaped(join)
     if tiny is not None:
@@ -192,7 +199,7 @@ def _print_residual(residual: dict[str, Any]) -> None:
     for shape, fact in residual.items():
         console.print(Text(f"\nleft: {shape}, {fact['rows']} rows", style="bold red"))
         for reason, rows in fact["reasons"].items():
-            say(f"  {rows} rows: {reason}")
+            say(textwrap.fill(f"{rows} rows: {reason}", WIDTH, initial_indent="  ", subsequent_indent="    "))
         for example in fact["examples"][:2]:
             say(_fit(f"  {_place(example['place'])}  {example['output']}"))
 

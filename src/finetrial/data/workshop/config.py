@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from finetrial.errors import nearest
 from finetrial.records import Config
 
 Action = Literal["keep", "rewrite", "drop"]
@@ -20,6 +21,7 @@ DEFAULT_RULES: dict[str, Action] = {
     "number": "rewrite",
     "empty": "drop",
     "blank": "drop",
+    "tiny": "drop",
     "lost": "drop",
     "mojibake": "rewrite",
     "control": "rewrite",
@@ -31,9 +33,9 @@ DEFAULT_RULES: dict[str, Action] = {
     "json_list": "rewrite",
     "python": "rewrite",
     "python_list": "rewrite",
+    "lines": "rewrite",
     "broken": "rewrite",
     "embedded": "keep",
-    "tiny": "drop",
     "unlike": "drop",
     "duplicate": "drop",
     "conflict": "keep",
@@ -45,8 +47,9 @@ MEANING = {
     "object": "an object instead of text",
     "list": "a list instead of text",
     "number": "a number or truth value instead of text",
-    "empty": "the empty text",
+    "empty": "the empty text, list or object",
     "blank": "nothing but white space",
+    "tiny": "hardly any characters",
     "lost": "characters that cannot be brought back: U+FFFD, lone surrogates, half a mojibake",
     "mojibake": "UTF-8 that was read as Windows-1252",
     "control": "control characters, byte order marks, LaTeX commands eaten by escapes",
@@ -58,16 +61,16 @@ MEANING = {
     "json_list": "a JSON list as text",
     "python": "a Python dict as text",
     "python_list": "a Python list or tuple as text",
+    "lines": "a structure on the first line, more text below",
     "broken": "begins like JSON or a Python literal and is neither",
     "embedded": "an object as text within other text",
-    "tiny": "hardly any characters",
     "unlike": "text that the declared pattern does not match",
     "duplicate": "same prompt and output as an earlier row",
     "conflict": "same prompt as an earlier row, another output",
 }
 """Shape -> what it means, in the order in which they are looked for."""
 
-REWRITABLE = frozenset(shape for shape, action in DEFAULT_RULES.items() if action == "rewrite")
+REWRITABLE = frozenset(shape for shape, action in DEFAULT_RULES.items() if action == "rewrite" or shape == "embedded")
 """Shapes that can be brought to text."""
 
 
@@ -81,6 +84,10 @@ class StandardiseConfig(Config):
     )
     fields: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="field -> keys of objects that may fill it, first match wins"
+    )
+    otherwise: Literal["refuse", "labels"] = Field(
+        default="refuse",
+        description="an object that no template takes: refuse leaves it for the gate, labels writes `Key: value` parts",
     )
     ignore: tuple[str, ...] = Field(default=(), description="keys of objects that no template needs to take")
     join: str = Field(default="\n", description="what stands between the parts of a list")
@@ -114,8 +121,6 @@ class StandardiseConfig(Config):
     @field_validator("rules")
     @classmethod
     def _known(cls, rules: dict[str, Action]) -> dict[str, Action]:
-        from finetrial.errors import nearest
-
         for shape, action in rules.items():
             if shape not in DEFAULT_RULES:
                 known = ", ".join(DEFAULT_RULES)

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ EMBEDDED = re.compile(r"""\{\s*(["'])[A-Za-z_][\w ]{0,40}\1\s*:""")
 _COMMANDS = "|".join(sorted((name for names in LATEX.values() for name in names), key=len, reverse=True))
 _LATEX_ESCAPE = re.compile(rf"(?<!\\)((?:\\\\)*)\\(?=(?:{_COMMANDS})(?![A-Za-z]))")
 _BAD_ESCAPE = re.compile(r"""\\(?:(["\\/bfnrt]|u[0-9A-Fa-f]{4})|)""")
+_BARE_MATHS = re.compile(r'("(?:\\.|[^"\\])*")|([-+]?\$[^$"\n]*\$)', re.DOTALL)
 _COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])', re.DOTALL)
 
 
@@ -54,7 +56,8 @@ def read_structure(text: str) -> Structure | None:
     """The object, list or tuple that the whole text is, or None.
 
     A LaTeX command keeps its backslash, where a parser would read the escape of a form feed, backspace, line break or
-    tab. Mended are backslashes that escape nothing, raw line breaks in strings, and commas before a closing bracket.
+    tab. Mended are backslashes that escape nothing, raw line breaks in strings, commas before a closing bracket, and
+    values in dollar signs without quotes.
     Nothing is guessed: a structure that was cut off, or whose quotes do not pair, is None.
     """
     if not begins_structure(text):
@@ -68,10 +71,12 @@ def read_structure(text: str) -> Structure | None:
     escapes = ("backslashes",) if mended != kept else ()
     closed = _COMMA.sub(lambda found: found[1] or "", mended)
     commas = ("commas",) if closed != mended else ()
-    value = _json(closed, strict=False)
+    quoted = _BARE_MATHS.sub(lambda found: found[1] or f'"{found[2]}"', closed)
+    maths = ("bare $maths$",) if quoted != closed else ()
+    value = _json(quoted, strict=False)
     if isinstance(value, (dict, list)):
-        raw = ("line breaks",) if _json(closed) is None else ()
-        return Structure(value, "broken", (*latex, *escapes, *commas, *raw))
+        raw = ("line breaks",) if _json(quoted) is None else ()
+        return Structure(value, "broken", (*latex, *escapes, *commas, *maths, *raw))
     value = _python(kept)
     if isinstance(value, (dict, list, tuple)):
         return Structure(_plain(value), "python", latex)
@@ -81,7 +86,7 @@ def read_structure(text: str) -> Structure | None:
 def is_broken(text: str) -> bool:
     """Whether a text that is no structure began as one: a quoted key and a colon, or a list of quoted texts.
 
-    An object followed by other text is `embedded`, not broken.
+    An object followed by other text on its line is not broken.
     """
     if _BARE_OBJECT.match(text):
         return True
@@ -92,6 +97,21 @@ def is_broken(text: str) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
+
+
+def has_leading_line(text: str) -> bool:
+    """Whether the first of several lines is a structure of its own."""
+    first, _, rest = text.strip().partition("\n")
+    return bool(rest) and read_structure(first) is not None
+
+
+def render_lines(text: str, render: Callable[[Any], str]) -> str:
+    """The text with every line that is a structure replaced by what `render` makes of it."""
+    lines = []
+    for line in text.split("\n"):
+        structure = read_structure(line)
+        lines.append(line if structure is None else render(structure.value))
+    return "\n".join(lines)
 
 
 def _json(text: str, strict: bool = True) -> Any:

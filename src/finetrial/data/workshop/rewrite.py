@@ -8,7 +8,7 @@ from typing import Any
 
 from finetrial.data.workshop import encoding
 from finetrial.data.workshop.config import FIELD, StandardiseConfig
-from finetrial.data.workshop.literals import read_structure
+from finetrial.data.workshop.literals import read_structure, render_lines
 from finetrial.data.workshop.shapes import FENCE, LEADING, MARKER, TRAILING, shapes
 from finetrial.errors import nearest
 
@@ -59,10 +59,11 @@ def render(fields: Mapping[str, Any], config: StandardiseConfig) -> str:
     and empty values are as if absent.
 
     Raises:
-        Refused: no template fits; the message names the missing field or the key left over, and the nearest key.
+        Refused: no template fits and `otherwise` is refuse; the message names what is missing or has no place, and
+            the nearest key.
     """
     filled = {key: value for key, value in fields.items() if value not in (None, "", [], {})}
-    reasons = []
+    wanted: dict[str, None] = {}
     for template in config.templates:
         taken = {field: _key_of(field, filled, config) for field in FIELD.findall(template)}
         missing = [field for field, key in taken.items() if key is None]
@@ -70,17 +71,21 @@ def render(fields: Mapping[str, Any], config: StandardiseConfig) -> str:
         if not missing and not spare:
             texts = {field: text_of(filled[key], config) for field, key in taken.items() if key is not None}
             return "".join(texts[part] if at % 2 else part for at, part in enumerate(FIELD.split(template)))
-        if missing:
-            near = nearest(missing[0], spare)
-            reasons.append(f"{template!r} wants {missing[0]!r}{near}")
-        else:
-            near = nearest(spare[0], taken)
-            reasons.append(f"{template!r} leaves out {spare[0]!r}{near}")
+        wanted |= dict.fromkeys(f"{field!r} is missing{nearest(field, spare)}" for field in missing)
+        wanted |= dict.fromkeys(f"{key!r} has no place{nearest(key, taken)}" for key in spare if not missing)
+    if config.otherwise == "labels":
+        return config.join.join(f"{_label(key)}: {text_of(value, config)}" for key, value in filled.items())
     keys = ", ".join(sorted(filled)) or "(none)"
     if not config.templates:
-        lines = "\\n".join(f"{key.capitalize()}: {{{key}}}" for key in filled)
+        lines = "\\n".join(f"{_label(key)}: {{{key}}}" for key in filled)
         raise Refused(f"keys {keys}: no template is declared; perhaps --template '{lines}'")
-    raise Refused(f"keys {keys}: {'; '.join(reasons)}")
+    raise Refused(f"keys {keys}: no template fits, {'; '.join(wanted)}")
+
+
+def _label(key: str) -> str:
+    """A key as it begins a line: `final_answer` -> `Final answer`."""
+    words = key.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
 
 
 def text_of(value: Any, config: StandardiseConfig) -> str:
@@ -123,6 +128,13 @@ def _parsed(value: Any, prompt: str, config: StandardiseConfig) -> str:
     return _structured(structure.value, config)
 
 
+def _by_lines(value: Any, prompt: str, config: StandardiseConfig) -> str:
+    text = render_lines(value, lambda found: _structured(found, config))
+    if text == value:
+        raise Refused("the structure does not fill a line")
+    return text
+
+
 def _unfenced(value: Any, prompt: str, config: StandardiseConfig) -> str:
     found = FENCE.fullmatch(value)
     assert found is not None  # the shape was found by the same expression
@@ -161,6 +173,8 @@ STEPS: dict[str, Callable[[Any, str, StandardiseConfig], str]] = {
     "json_list": _parsed,
     "python": _parsed,
     "python_list": _parsed,
+    "lines": _by_lines,
     "broken": _parsed,
+    "embedded": _by_lines,
 }
 """Shape -> what rewrites it: (output, prompt, config) -> text nearer to the format. Raises Refused."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetrial.data.workshop import encoding
 from finetrial.data.workshop.config import StandardiseConfig
-from finetrial.data.workshop.literals import EMBEDDED, begins_structure, is_broken, read_structure
+from finetrial.data.workshop.literals import EMBEDDED, begins_structure, has_leading_line, is_broken, read_structure
 
 _SPECIAL = (
     r"<\|(?:im_start|im_end|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|end_header_id"
@@ -44,21 +44,20 @@ def shapes(value: Any, prompt: str, config: StandardiseConfig) -> tuple[str, ...
     if value is None:
         return ("missing",)
     if isinstance(value, Mapping):
-        return ("object",)
+        return ("object",) if value else ("empty",)
     if isinstance(value, (list, tuple)):
-        return () if is_content_parts(value) else ("list",)
+        return () if is_content_parts(value) else ("list",) if value else ("empty",)
     if not isinstance(value, str):
         return ("number",)
     if not value.strip():
         return ("blank",) if value else ("empty",)
-    found = _of_characters(value)
+    found = ["tiny"] if len(value.strip()) <= config.tiny else []
+    found += _of_characters(value)
     found += _of_wrapping(value, prompt)
     if (structure := _of_structure(value)) is not None:
         found.append(structure)
     elif "fence" not in found and EMBEDDED.search(value):
         found.append("embedded")
-    if len(value.strip()) <= config.tiny:
-        found.append("tiny")
     if config.match is not None and not re.fullmatch(config.match, value):
         found.append("unlike")
     return tuple(found)
@@ -93,7 +92,7 @@ def _of_structure(text: str) -> str | None:
         return None
     structure = read_structure(text)
     if structure is None:
-        return "broken" if is_broken(text) else None
+        return "lines" if has_leading_line(text) else "broken" if is_broken(text) else None
     if structure.dialect == "broken":
         return "broken"
     return structure.dialect if isinstance(structure.value, dict) else f"{structure.dialect}_list"
