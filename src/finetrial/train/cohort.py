@@ -23,7 +23,7 @@ from finetrial.errors import Interrupted, UserError
 from finetrial.evaluate.progress import Progress
 from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
 from finetrial.model.distribution import token_stats
-from finetrial.model.loss import Stream, collate, head_of, supervised_hidden
+from finetrial.model.loss import collate, head_of, supervised_hidden
 from finetrial.model.peft_format import save_peft
 from finetrial.train import checkpoint as checkpoints
 from finetrial.train import rl, sft
@@ -32,10 +32,12 @@ from finetrial.train.batches import layout, rows_at
 from finetrial.train.contexts import recomputed, termination
 from finetrial.train.journal import GENERATIONS, METRICS, STEPS, journal
 from finetrial.train.lesson import Lesson, Report, Tally, per_token, pull
+from finetrial.train.mixture_config import SELECTED
 from finetrial.train.optimiser import StackedAdamW, clip_gradients, learning_rate
 from finetrial.train.rl_facts import policy_facts
 from finetrial.train.rollouts import Engine
 from finetrial.train.runs import Ledger, RunData, TrainResult
+from finetrial.train.watch import Guards
 
 
 def train_cohort(
@@ -65,7 +67,7 @@ def train_cohort(
     """
     device = next(model.parameters()).device
     model.eval()
-    streams = [sft.streams(run) if run.practice is None else [] for run in runs]
+    courses = {n: sft.course(run, steps) for n, run in enumerate(runs) if run.practice is None}
     for run in runs:
         if run.practice is not None and run.model.lora_dropout:
             raise UserError(f"{run.name}: model.lora_dropout must be 0 where completions are sampled, without it")
@@ -89,6 +91,7 @@ def train_cohort(
         if state is not None:
             ledgers, seconds = [Ledger(**facts) for facts in state.facts["ledgers"]], state.facts["seconds"]
             engine.pace = Observations.restore(state.facts["pace"])
+        guards = Guards(engine, runs, ledgers, budget, state.tensors.get("best") if state else None)
         written = state.facts["written"] if state else [{} for _ in runs]
         journals = [
             exits.enter_context(journal(run.folder, _files(run), sizes))
@@ -99,11 +102,8 @@ def train_cohort(
             began = time.perf_counter()
 
             # Lessons: rows of the data, or completions that the runs draw now, all of them in one batch.
-            practised = rl.lessons(engine, runs, ledgers, step, steps, budget)
-            lessons = [
-                practised[n] if n in practised else sft.supervised_lesson(run, streams[n], step)
-                for n, run in enumerate(runs)
-            ]
+            made = rl.lessons(engine, runs, ledgers, step, steps, budget) | sft.lessons(runs, courses, ledgers, step)
+            lessons = [made[n] for n in range(len(runs))]
 
             # Updates: one for supervised rows; mini-batches and epochs over the completions for practice.
             rates = [learning_rate(run.train, step, steps) for run in runs]
@@ -146,12 +146,14 @@ def train_cohort(
             # Record.
             elapsed = time.perf_counter() - began
             seconds += elapsed
+            watched = guards.look(step + 1, steps)
             for n, (run, ledger, lesson) in enumerate(zip(runs, ledgers, lessons, strict=True)):
-                if ledger.quarantined_at is not None and ledger.quarantined_at <= step:
+                if any(end is not None and end <= step for end in (ledger.quarantined_at, ledger.stopped_at)):
                     continue
                 whole = ledger.quarantined_at is None
                 if whole and (lesson.updates or run.practice is not None):
                     _count(ledger, lesson, reports[n])
+                    sft.count_parts(run, lesson, ledger)
                 row = {
                     "step": step + 1,
                     "condition": run.condition,
@@ -160,6 +162,7 @@ def train_cohort(
                     "learning_rate": rates[n],
                     "grad_norm": reports[n].norm if whole else None,
                     **lesson.facts,
+                    **watched.get(n, {}),
                 }
                 if run.practice is None:
                     row["seconds"] = round(elapsed, 4)
@@ -185,12 +188,13 @@ def train_cohort(
                     "pace": engine.pace.state(),
                     "written": [journal.sizes() for journal in journals],
                 }
-                checkpoints.save(checkpoint, step + 1, {"adapters": stack.flat_NP, **optimiser.state()}, facts)
+                tensors = {"adapters": stack.flat_NP, **optimiser.state(), **guards.tensors()}
+                checkpoints.save(checkpoint, step + 1, tensors, facts)
             if stop.is_set():
                 raise Interrupted(f"stopped after step {step + 1} of {steps}; {checkpoint} holds the state")
-        adapters = [stack.adapter(n) for n in range(len(runs))]
+        chosen = [guards.chosen(n) for n in range(len(runs))]
     return [
-        _result(run, ledger, seconds, steps, streams[n], adapters[n])
+        _result(run, ledger, seconds, steps, courses.get(n), *chosen[n])
         for n, (run, ledger) in enumerate(zip(runs, ledgers, strict=True))
     ]
 
@@ -245,20 +249,33 @@ def _restored(
 
 
 def _result(
-    run: RunData, ledger: Ledger, seconds: float, steps: int, streams: Sequence[Stream], adapter: Adapter
+    run: RunData,
+    ledger: Ledger,
+    seconds: float,
+    steps: int,
+    course: sft.Course | None,
+    adapter: Adapter,
+    last: Adapter | None,
 ) -> TrainResult:
-    size = len(run.rows) if run.practice is None else len(run.practice.tasks)
-    places = range(steps * run.train.batch_size if run.practice is None else ledger.prompts_drawn)
-    visited = set(rows_at(run.seed, size, places[: 2 * size]))
+    """What became of a run, once what it was given is proven to be what its mixture asks for."""
+    if course is None:
+        size = len(run.practice.tasks) if run.practice is not None else 0
+        distinct = {SELECTED: len(set(rows_at(run.seed, size, range(min(ledger.prompts_drawn, 2 * size)))))}
+    else:
+        distinct = course.distinct(steps if ledger.stopped_at is None else ledger.stopped_at)
+        if ledger.quarantined_at is None:
+            sft.verify_mixture(run, course, ledger)
     return TrainResult(
         condition=run.condition,
         seed=run.seed,
         status="done" if ledger.quarantined_at is None else "quarantined",
         reason=ledger.reason,
         ledger=ledger,
-        distinct_rows=len(visited),
+        distinct_rows=distinct.pop(SELECTED),
         truncated_rows=sum(row.truncated > 0 for row in run.rows),
-        unsupervised_rows=sum(not len(row.target_M) for row in streams),
+        unsupervised_rows=0 if course is None else sum(not len(row.target_M) for row in course.streams),
         seconds=seconds,
         adapter=adapter,
+        last=last,
+        part_rows=distinct,
     )

@@ -44,7 +44,8 @@ def lessons(
 ) -> dict[int, Lesson]:
     """What every practising run learns from in step `step` (0, 1, ...), by its place in the cohort.
 
-    A run in quarantine draws nothing more; one whose logits are not finite is put there, and the others go on.
+    A run in quarantine, or that its guard has stopped, draws nothing more; one whose logits are not finite is put into
+    quarantine, and the others go on.
 
     Args:
         engine: samples and scores.
@@ -56,7 +57,7 @@ def lessons(
     """
     practising = {n: run for n, run in enumerate(runs) if run.practice is not None}
     nothing = {n: Lesson((), 0, 0, 0, {}) for n in practising}
-    configs = {n: practice_of(run).rl for n, run in practising.items() if ledgers[n].quarantined_at is None}
+    configs = {n: practice_of(run).rl for n, run in practising.items() if ledgers[n].training}
     if not configs:
         return nothing
     most = min(rl.batch_sizing.rows for rl in configs.values())
@@ -180,7 +181,7 @@ def _lesson(
     rows = _rows(rl, rollout.learnt, known, rewards, credits)
     who = {"condition": run.condition, "seed": run.seed}
     return Lesson(
-        updates=_updates(rl, rows, run.seed, step),
+        updates=_updates(rl, rows, run, step),
         rows=sum(len(group.completions) for group in rollout.learnt),
         tokens=sum(len(group.prompt_T) + int(t.sum()) for group, t in zip(rollout.learnt, lengths, strict=True)),
         supervised_tokens=sum(int(t.sum()) for t in lengths),
@@ -276,18 +277,19 @@ def _rows(
     return rows
 
 
-def _updates(rl: RLConfig, rows: Sequence[Row], seed: int, step: int) -> tuple[tuple[Row, ...], ...]:
+def _updates(rl: RLConfig, rows: Sequence[Row], run: RunData, step: int) -> tuple[tuple[Row, ...], ...]:
     """Rows of each update, weighted by the aggregation over all rows that take part in it.
 
-    A row that pulls at nothing (no advantage, no divergence, no entropy) counts in the denominators, but no pass is
+    A row that pulls at nothing (no advantage, no divergence, no entropy, no anchor) counts in the denominators, but no pass is
     made for it. The first update's old policy is its own, so its ratios are exactly 1.
     """
     always = bool(rl.loss.entropy_coef) or bool(rl.loss.kl_coef and rl.loss.kl_in == "loss")
+    always |= run.anchor is not None and bool(run.anchor.coef)
     updates = []
     for epoch in range(rl.epochs):
         order = np.arange(len(rows))
         if rl.mini_batches > 1:
-            order = seeds.stream(seed, "mini-batches", step, epoch).permutation(len(rows))
+            order = seeds.stream(run.seed, "mini-batches", step, epoch).permutation(len(rows))
         for part in np.array_split(order, rl.mini_batches):
             chosen = [rows[place] for place in part]
             lengths_S = [len(row.stream.target_M) for row in chosen]

@@ -1,6 +1,6 @@
 """What goes into a cohort and what comes out of it: the nouns of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,13 +8,17 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetrial.generate.config import SamplingConfig
 from finetrial.grade.grade import Grader
 from finetrial.model.adapters import Adapter
 from finetrial.model.config import ModelConfig
 from finetrial.model.render import Rendered
 from finetrial.records import Task
 from finetrial.train.config import TrainConfig
+from finetrial.train.mixture_config import MixtureConfig
 from finetrial.train.rl_config import RLConfig
+from finetrial.train.stopping import Direction, Measured
+from finetrial.train.stopping_config import StoppingConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,45 @@ class Practice:
     rl: RLConfig
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Further rows that are mixed into every batch of a run."""
+
+    config: MixtureConfig
+    parts: Mapping[str, Sequence[Rendered]]
+    """Part -> its rows, in the order of their ids; each has something to learn."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Tasks that a guard watches, and how they are asked."""
+
+    tasks: Sequence[Task]
+    prompts: Sequence[np.ndarray]
+    """int64 tokens of each, generation prompt included."""
+    grader: Grader
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+    sampling: SamplingConfig
+    samples: int
+    """Of each task."""
+    seed: int
+    """Of the sampling noise."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run is measured on while it trains, and the rule that it is judged by."""
+
+    config: StoppingConfig
+    metric: str
+    better: Direction
+    key: str
+    """Identity of what is measured: runs with the same key share the base's value."""
+    on: Mapping[str, Rendered] | Questions
+    """Texts by id, whose likelihood is measured, or tasks, whose completions are graded."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +91,10 @@ class RunData:
     """Identity of the run; a checkpoint of other runs is refused."""
     practice: Practice | None = None
     """Set where the run samples its own completions instead of reading rows."""
+    mixture: Mixture | None = None
+    """Set where other rows are mixed into those of `rows`."""
+    watch: Watch | None = None
+    """Set where a guard measures the run, may stop it, and chooses its adapter."""
     snapshots: frozenset[int] = frozenset()
     """Steps after which the adapter is kept as it is then, in `snapshots/step-<n>` of its folder."""
 
@@ -77,6 +124,8 @@ class Ledger:
     supervised_tokens: int = 0
     loss: float | None = None
     """Of the last step that had one, in nats per supervised token (of a policy: its loss)."""
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """With a mixture: part -> its `rows` and `tokens` (supervised ones) among those."""
     quarantined_at: int | None = None
     """Step (1, 2, ...) whose loss or gradient was not finite; the adapter is as it was before that update."""
     reason: str | None = None
@@ -92,6 +141,25 @@ class Ledger:
     """Prompts taken from the run's order, those replaced by dynamic sampling included."""
     sepa: dict[str, Any] | None = None
     """State of the pooling schedule."""
+    baseline: float | None = None
+    """The base's value of what is watched."""
+    watched: list[dict[str, Any]] = field(default_factory=list)
+    """Measurements of the guard (`stopping.Measured`)."""
+    best_step: int | None = None
+    """Step of the best of them."""
+    stopped_at: int | None = None
+    """Step (1, 2, ...) after which the guard ended the run; it is in no pass after that."""
+    stop_reason: str | None = None
+
+    @property
+    def training(self) -> bool:
+        """Whether the run goes on: it is neither in quarantine nor stopped."""
+        return self.quarantined_at is None and self.stopped_at is None
+
+    @property
+    def history(self) -> list[Measured]:
+        """Measurements of the guard."""
+        return [Measured(**one) for one in self.watched]
 
 
 @dataclass(frozen=True)
@@ -112,3 +180,8 @@ class TrainResult:
     seconds: float
     """Wall time of the cohort's steps, which its runs share, over all resumed parts."""
     adapter: Adapter = field(repr=False)
+    """What is kept of the run: with a guard that selects, the best that it measured."""
+    last: Adapter | None = field(default=None, repr=False)
+    """The adapter at the end, where that is another one."""
+    part_rows: Mapping[str, int] = field(default_factory=dict)
+    """With a mixture: part -> how many different rows of it the run has read."""
