@@ -4,9 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from finetrial.grade.judge_config import JudgeConfig
 from finetrial.records import Config
 
-Kind = Literal["auto", "exact", "numeric", "math", "choice", "function", "environment"]
+Kind = Literal["auto", "exact", "numeric", "math", "choice", "function", "environment", "judge"]
 
 
 class GraderConfig(Config):
@@ -29,6 +30,7 @@ class GraderConfig(Config):
         description="kind `function`: path/to/file.py:name or package.module:name, called with (completion, reference, "
         "meta) or (completion, meta), gives a number in [0, 1]",
     )
+    judge: JudgeConfig | None = Field(default=None, description="for kind `judge`: the model that grades")
     timeout_s: float = Field(
         default=5.0, gt=0, description="seconds of one call of a user's function, of an environment or of `math`"
     )
@@ -43,4 +45,10 @@ class GraderConfig(Config):
             raise ValueError(f"a function is named, but kind is {self.kind}; expected kind = 'function'")
         if self.kind == "function" and self.answer is not None:
             raise ValueError("a function is given the whole completion; `answer` has no effect on it")
+        if self.kind == "judge" and self.judge is None:
+            raise ValueError("kind is judge, but no judge is given; expected judge = { model = '...' }")
+        if self.judge is not None and self.kind != "judge":
+            raise ValueError(f"a judge is given, but kind is {self.kind}; expected kind = 'judge'")
+        if self.kind == "judge" and self.answer is not None:
+            raise ValueError("a judge reads the whole completion; `answer` has no effect on it")
         return self

@@ -10,6 +10,7 @@ from typing import Any
 from finetrial.errors import UserError, nearest
 from finetrial.grade.answers import compiled, find_answer, is_marked
 from finetrial.grade.config import GraderConfig
+from finetrial.grade.judge_config import JudgeConfig
 from finetrial.grade.plain import normalised
 from finetrial.grade.pool import Pool
 from finetrial.grade.rules import NO_ANSWER, RIGHT, RULES
@@ -76,7 +77,9 @@ WAYS: dict[str, Way] = {
         libraries=("math-verify", "latex2sympy2_extended", "sympy"),
     ),
     "function": Way(request=_function, options=_BOUNDS),
+    "label": Way(request=_function, options=_BOUNDS),
     "environment": Way(request=_environment, options=("answer", *_BOUNDS)),
+    "judge": Way(options=("judge",)),  # asked by `finetrial.judge`, which opens graders of every kind
 }
 """Every kind of grader."""
 
@@ -139,8 +142,13 @@ def grader(config: GraderConfig, auto: str = "exact") -> Grader:
     Raises:
         UserError: an `answer` that is no regular expression, a function whose file is not there, or a kind whose
             library is not installed (with the extra that brings it).
+        ValueError: a judge, which `finetrial.judge.grader.open_grader` opens.
     """
     kind = resolved(config, auto)
+    if kind == "judge":
+        raise ValueError(
+            "a judge is opened by finetrial.judge.grader.open_grader, which knows where judgments are kept"
+        )
     if config.answer is not None:
         compiled(config.answer)
     for library in WAYS[kind].libraries:
@@ -172,11 +180,16 @@ def grader_key(config: GraderConfig, auto: str = "exact") -> str:
         {
             "version": VERSION,
             "kind": kind,
-            "options": {name: getattr(config, name) for name in way.options},
+            "options": {name: _option(config, name) for name in way.options},
             "function": function,
             "libraries": {library: _installed(library) for library in way.libraries},
         }
     )
+
+
+def _option(config: GraderConfig, name: str) -> Any:
+    value = getattr(config, name)
+    return value.science() if isinstance(value, JudgeConfig) else value
 
 
 def prove(grader: Grader, tasks: Sequence[Task]) -> None:

@@ -1,0 +1,1 @@
+"""Judges: models behind a server that grade, proven before they are used, and what their judgments are worth."""
