@@ -169,7 +169,10 @@ def check_template(config: JudgeConfig, tasks: Iterable[Task]) -> None:
     _check_names(config)
     low, high = (f"{bound:g}" for bound in config.bounds)
     for present, item in kinds.items():
-        marks = {name: f"\u27e6{name}\u27e7" for name in (*sorted(present), *ANSWER_FIELDS[config.kind])}
+        marks = {
+            name: f"\u27e6{name}\u27e7"
+            for name in (*filter(present.__contains__, ITEM_FIELDS), *ANSWER_FIELDS[config.kind])
+        }
         fields = {**dict.fromkeys(ITEM_FIELDS, ""), **marks, "low": low, "high": high}
         text = _render(template_of(config), fields)
         unseen = [name for name, mark in marks.items() if mark not in text]
