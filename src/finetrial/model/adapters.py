@@ -187,19 +187,27 @@ class AdapterStack:
         for parameter in self._thawed:
             parameter.requires_grad_()
 
-    def backward(self, *terms: tuple[Tensor, Tensor]) -> None:
+    def backward(self, *terms: tuple[Tensor, Tensor], into_NP: Tensor | None = None, keep: bool = False) -> None:
         """Add the gradient of the sum of weight · loss to `grad_NP`, which the caller zeroes where a step begins.
 
         A term is a loss and its weight, of one shape and dtype, which gets no gradient. Likelihood, entropy and
         divergence of a pass are terms that share one backward pass through the model.
 
         Call it inside the `rows` of the pass that made the losses: a checkpointed layer runs again here.
+
+        Args:
+            terms: losses and weights.
+            into_NP: where to add instead, contiguous and shaped like `grad_NP`.
+            keep: whether another backward pass of the same losses follows.
         """
         if not self.trainable:
             raise RuntimeError("the stack was made without trainable=True")
         losses, weights = zip(*terms, strict=True)
         leaves = [leaf for leaf, _ in self._leaves]
-        for (_, total), grad in zip(self._leaves, torch.autograd.grad(losses, leaves, weights), strict=True):
+        found = torch.autograd.grad(losses, leaves, weights, retain_graph=keep)
+        for (leaf, total), grad in zip(self._leaves, found, strict=True):
+            if into_NP is not None:  # a leaf is a window on `flat_NP`
+                total = into_NP.as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
             total.add_(grad)
 
     @contextlib.contextmanager

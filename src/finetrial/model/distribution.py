@@ -8,7 +8,7 @@ plus, where a function says so, one bucket for all others.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**27}
 """Logits that exist at once: a chunk that fits the cache of a CPU, and one that fills a GPU."""
 
 Divergence = Literal["ref_student", "student_ref", "js"]
+
+Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(which tokens, their -log p(target) (C,), their divergences (C,)) -> weights of the two (C,), which are constants."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class TokenStats:
     """Distance to the reference."""
     lower_bound: bool = False
     """Whether `divergence_M` is that of a `TopReference`, which is at most the full one."""
+    blend: Tensor | None = None
+    """Scalar: the weighted sum of `nll_M` and `divergence_M`, the only path for gradients where it was asked for."""
 
 
 def chunked_nll(hidden_MH: Tensor, target_M: Tensor, head: Head, chunk_numbers: int | None = None) -> Tensor:
@@ -89,6 +94,7 @@ def token_stats(
     divergence: Divergence | None = None,
     js_beta: float = 0.5,
     measure_only: bool = False,
+    weigh: Weigh | None = None,
     chunk_numbers: int | None = None,
 ) -> TokenStats:
     """Log-likelihood of the targets and, on demand, entropy and divergence from a reference.
@@ -115,18 +121,25 @@ def token_stats(
         js_beta: β of `js`, inside (0, 1).
         measure_only: entropy and divergence are only looked at: no gradient flows through them, which saves a
             product with the head for each.
+        weigh: what likelihood and divergence of a token weigh in the loss, where that is known from these two numbers.
+            Their derivatives then go through the head as one, which saves a product; only `blend` is differentiable.
         chunk_numbers: logits of one distribution that exist at once; by default what suits the device.
 
     Raises:
-        ValueError: a divergence without a reference or a reference without a divergence; β outside (0, 1).
+        ValueError: a divergence without a reference or a reference without a divergence; β outside (0, 1); `weigh`
+            without a divergence, or beside an entropy.
     """
     if (divergence is None) != (reference_MH is None):
         raise ValueError("divergence and reference_MH go together; give both or neither")
     if not 0 < js_beta < 1:
         raise ValueError(f"js_beta is {js_beta}; it must lie inside (0, 1), where the divergence is not constantly 0")
-    ask = _Ask(temperature_M, entropy, reference_MH, divergence, js_beta, measure_only)
+    if weigh is not None and (divergence is None or entropy or measure_only):
+        raise ValueError("weigh is for a divergence whose gradient is wanted, without an entropy")
+    ask = _Ask(temperature_M, entropy, reference_MH, divergence, js_beta, measure_only, weigh)
     found = iter(_ChunkedStats.apply(hidden_MH, target_M, head, ask, _chunk(hidden_MH, head, chunk_numbers)))  # type: ignore[arg-type]
+    blend = next(found) if weigh is not None else None
     return TokenStats(
+        blend=blend,
         nll_M=next(found),
         entropy_M=next(found) if entropy else None,
         divergence_M=next(found) if divergence else None,
@@ -174,6 +187,7 @@ class _Ask:
     divergence: Divergence | None
     js_beta: float
     measure_only: bool
+    weigh: Weigh | None
 
 
 class _ChunkedStats(torch.autograd.Function):
@@ -182,7 +196,8 @@ class _ChunkedStats(torch.autograd.Function):
         wide = torch.float64 if hidden_MH.dtype == torch.float64 else torch.float32
         more = ask.entropy + (ask.divergence is not None)
         values = [torch.empty(len(hidden_MH), dtype=wide, device=hidden_MH.device) for _ in range(1 + more)]
-        differentiable = 1 if ask.measure_only else 1 + more
+        weigh, blend = ask.weigh, hidden_MH.new_zeros((), dtype=torch.float64)
+        differentiable = 1 if ask.measure_only or weigh else 1 + more
         slopes = [torch.empty_like(hidden_MH) for _ in range(differentiable if ctx.needs_input_grad[0] else 0)]
         for start in range(0, len(hidden_MH), chunk):
             rows = slice(start, start + chunk)
@@ -203,6 +218,18 @@ class _ChunkedStats(torch.autograd.Function):
             p_CV = weight_CV.div_(total_C1)
             if more:
                 logp_CV = logits_CV.sub_(total_C1.log())
+                if weigh is not None:
+                    ((value_C1, pull_CV),) = _asked(ask, head, logp_CV, p_CV, rows)
+                    nll_C, value_C = values[0][rows], value_C1[:, 0]
+                    values[1][rows] = value_C
+                    nll_weight_C, weight_C = weigh(rows, nll_C, value_C)
+                    blend += (nll_weight_C.double() * nll_C + weight_C.double() * value_C).sum()
+                    if slopes:
+                        nll_weight_C1 = nll_weight_C[:, None].to(p_CV.dtype)
+                        pull_CV.mul_(weight_C[:, None].to(p_CV.dtype)).addcmul_(p_CV, nll_weight_C1)
+                        pull_CV.scatter_add_(1, target_C1, -nll_weight_C1)
+                        _through_head(pull_CV, bend_CV, head, ask, rows, slopes[0])
+                    continue
                 for k, (value_C1, pull_CV) in enumerate(_asked(ask, head, logp_CV, p_CV, rows), start=1):
                     values[k][rows] = value_C1[:, 0]
                     if k < len(slopes):
@@ -213,8 +240,10 @@ class _ChunkedStats(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if ask.measure_only:
             ctx.mark_non_differentiable(*values[1:])
+        if weigh is not None:
+            ctx.mark_non_differentiable(*values)
         ctx.save_for_backward(*slopes)
-        return tuple(values)
+        return (blend, *values) if weigh is not None else tuple(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -222,7 +251,7 @@ class _ChunkedStats(torch.autograd.Function):
         total_MH = None
         for slope_MH, grad_M in zip(ctx.saved_tensors, grads, strict=False):  # what is only measured has no slope
             if grad_M is not None:
-                term_MH = slope_MH * grad_M[:, None].to(slope_MH.dtype)
+                term_MH = slope_MH * grad_M[..., None].to(slope_MH.dtype)
                 total_MH = term_MH if total_MH is None else total_MH.add_(term_MH)
         return total_MH, None, None, None, None
 

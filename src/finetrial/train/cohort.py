@@ -22,21 +22,23 @@ from finetrial import seeds
 from finetrial.errors import Interrupted, UserError
 from finetrial.evaluate.progress import Progress
 from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
-from finetrial.model.distribution import token_stats
 from finetrial.model.loss import collate, head_of, supervised_hidden
 from finetrial.model.peft_format import save_peft
 from finetrial.train import checkpoint as checkpoints
 from finetrial.train import rl, sft
+from finetrial.train.anchor import Anchors, References, objective_facts
 from finetrial.train.batch_sizing import Observations
-from finetrial.train.batches import layout, rows_at
+from finetrial.train.batches import rows_at
 from finetrial.train.contexts import recomputed, termination
+from finetrial.train.gradient_share import Gradients, acting
 from finetrial.train.journal import GENERATIONS, METRICS, STEPS, journal
-from finetrial.train.lesson import Lesson, Report, Tally, per_token, pull
+from finetrial.train.lesson import MAIN, Lesson, Objective, Report, Tally, passes, per_token, pull
 from finetrial.train.mixture_config import SELECTED
 from finetrial.train.optimiser import StackedAdamW, clip_gradients, learning_rate
 from finetrial.train.rl_facts import policy_facts
 from finetrial.train.rollouts import Engine
 from finetrial.train.runs import Ledger, RunData, TrainResult
+from finetrial.train.set_diversity import SetDiversity, loss_facts
 from finetrial.train.watch import Guards
 
 
@@ -69,11 +71,10 @@ def train_cohort(
     model.eval()
     courses = {n: sft.course(run, steps) for n, run in enumerate(runs) if run.practice is None}
     for run in runs:
-        if run.practice is not None and run.model.lora_dropout:
+        if (run.practice is not None or run.sets is not None) and run.model.lora_dropout:
             raise UserError(f"{run.name}: model.lora_dropout must be 0 where completions are sampled, without it")
-    losses = [None if run.practice is None else run.practice.rl.loss for run in runs]
-    warm_N = [1.0 if run.practice is None else run.practice.rl.sampling.temperature for run in runs]
-    entropic = any(loss is not None and loss.entropy_coef for loss in losses)
+    objectives = [Objective.of(run) for run in runs]
+    entropic = any(objective.policy is not None and objective.policy.entropy_coef for objective in objectives)
     budget = min(run.train.micro_batch_tokens for run in runs)
     save_every = min((run.train.save_every for run in runs if run.train.save_every), default=0)
     limit_N = torch.tensor([run.train.max_grad_norm for run in runs], device=device)
@@ -87,10 +88,13 @@ def train_cohort(
         optimiser = StackedAdamW([run.train for run in runs], stack.flat_NP)
         grad_NP = stack.grad_NP
         engine = Engine(model, head, stack)
+        anchors = Anchors(objectives, References(model, head, stack, budget))
+        diversity = exits.enter_context(SetDiversity(engine, runs))
         state = _restored(checkpoint, runs, steps, stack, optimiser)
         if state is not None:
             ledgers, seconds = [Ledger(**facts) for facts in state.facts["ledgers"]], state.facts["seconds"]
             engine.pace = Observations.restore(state.facts["pace"])
+        gradients = Gradients(grad_NP, ledgers)
         guards = Guards(engine, runs, ledgers, budget, state.tensors.get("best") if state else None)
         written = state.facts["written"] if state else [{} for _ in runs]
         journals = [
@@ -101,36 +105,51 @@ def train_cohort(
         for step in range(state.step if state else 0, steps):
             began = time.perf_counter()
 
-            # Lessons: rows of the data, or completions that the runs draw now, all of them in one batch.
+            # Lessons: rows of the data, or completions that the runs draw now, all of them in one batch; and rows of
+            # the sets of completions that runs are taught variety by.
             made = rl.lessons(engine, runs, ledgers, step, steps, budget) | sft.lessons(runs, courses, ledgers, step)
             lessons = [made[n] for n in range(len(runs))]
+            lessons = diversity.added(lessons, ledgers, step)
 
             # Updates: one for supervised rows; mini-batches and epochs over the completions for practice.
             rates = [learning_rate(run.train, step, steps) for run in runs]
             rate_N = torch.tensor(rates, dtype=torch.float64, device=device)
             reports = [Report() for _ in runs]
+            anchors.begin(step, steps, lessons)
             for update in range(max(len(lesson.updates) for lesson in lessons)):
                 rows_N = [lesson.updates[update] if update < len(lesson.updates) else () for lesson in lessons]
                 tallies = [Tally() for _ in runs]
 
                 # Gradients: a token's weight is its share of its run's update, in whichever pass it is.
-                grad_NP.zero_()
-                for places in layout([[row.stream.tokens for row in rows] for rows in rows_N], budget, device.type):
+                gradients.begin([acting(objectives[n], rows, anchors.acts(n, rows)) for n, rows in enumerate(rows_N)])
+                for term, places in passes(rows_N, budget, device.type):
                     rows = [rows_N[at.run][at.place] for at in places]
                     batch = collate([row.stream for row in rows], device)
                     adapter_S, lengths_S = [at.run for at in places], [at.tokens for at in places]
                     dropout_S = [seeds.derive(runs[at.run].seed, "dropout", step, at.place) for at in places]
-                    warm_M = per_token([warm_N[n] for n in adapter_S], batch.counts_S, device)
+                    warm_M = per_token([objectives[n].temperature for n in adapter_S], batch.counts_S, device)
+                    held = anchors.of(rows, adapter_S, batch.counts_S)
                     with stack.rows(adapter_S, lengths_S, dropout_S):
                         hidden_MH = supervised_hidden(model, batch)
-                        stats = token_stats(hidden_MH, batch.target_M, head, temperature_M=warm_M, entropy=entropic)
-                        stack.backward(*pull(rows, adapter_S, batch.counts_S, stats, losses, tallies))
+                        stats = anchors.measure(hidden_MH, rows, adapter_S, batch, held, warm_M, entropic)
+                        probe = gradients.probing and term == MAIN
+                        pulled = pull(rows, adapter_S, batch.counts_S, stats, objectives, tallies, held, probe)
+                        stack.backward(*pulled.losses, into_NP=gradients.of(term), keep=probe)
+                        if probe and held is not None:
+                            pulled.apart["anchor"] = anchors.alone(hidden_MH, rows, adapter_S, batch, held, warm_M)
+                        for name, alone in pulled.apart.items():  # what a term does by itself, beside what trains
+                            if gradients.acts(name):
+                                stack.backward(alone, into_NP=gradients.apart(name), keep=True)
+                gradients.combine([lesson.shares for lesson in lessons], step + 1)
 
-                # Quarantine: what is not finite is found per run, before any number of the run is touched.
+                # Quarantine: what is not finite, or has a term that teaches nothing, is found per run, before any
+                # number of the run is touched.
                 norm_N = torch.linalg.vector_norm(grad_NP, dim=1)
                 active = [
-                    bool(rows) and _finite(ledger, tally.loss, norm, step + 1)
-                    for ledger, rows, tally, norm in zip(ledgers, rows_N, tallies, norm_N.tolist(), strict=True)
+                    bool(rows_N[n])
+                    and _finite(ledgers[n], tallies[n].loss, norm, step + 1)
+                    and gradients.teaches(n, reports[n], step + 1)
+                    for n, norm in enumerate(norm_N.tolist())
                 ]
                 active_N = torch.tensor(active, device=device)
 
@@ -162,12 +181,15 @@ def train_cohort(
                     "learning_rate": rates[n],
                     "grad_norm": reports[n].norm if whole else None,
                     **lesson.facts,
+                    **objective_facts(objectives[n], anchors.coef_N[n], reports[n]),
                     **watched.get(n, {}),
                 }
                 if run.practice is None:
                     row["seconds"] = round(elapsed, 4)
                 elif whole:
                     row |= policy_facts(reports[n], lesson, elapsed)
+                if run.sets is not None and whole:
+                    row |= loss_facts(run, ledger, lesson, reports[n])
                 if not whole:
                     row["quarantined"] = ledger.reason
                 journals[n].write(METRICS, [row])
@@ -219,7 +241,9 @@ def _count(ledger: Ledger, lesson: Lesson, report: Report) -> None:
 
 
 def _files(run: RunData) -> tuple[str, ...]:
-    return (METRICS,) if run.practice is None else (METRICS, STEPS, GENERATIONS)
+    if run.practice is not None:
+        return METRICS, STEPS, GENERATIONS
+    return (METRICS,) if run.sets is None else (METRICS, GENERATIONS)
 
 
 def _numerics(device: torch.device) -> str:

@@ -280,8 +280,8 @@ def _rows(
 def _updates(rl: RLConfig, rows: Sequence[Row], run: RunData, step: int) -> tuple[tuple[Row, ...], ...]:
     """Rows of each update, weighted by the aggregation over all rows that take part in it.
 
-    A row that pulls at nothing (no advantage, no divergence, no entropy, no anchor) counts in the denominators, but no pass is
-    made for it. The first update's old policy is its own, so its ratios are exactly 1.
+    A row that pulls at nothing (no advantage, no divergence, no entropy, no anchor) counts in the denominators, but no
+    pass is made for it. The first update's old policy is its own, so its ratios are exactly 1.
     """
     always = bool(rl.loss.entropy_coef) or bool(rl.loss.kl_coef and rl.loss.kl_in == "loss")
     always |= run.anchor is not None and bool(run.anchor.coef)

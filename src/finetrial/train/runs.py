@@ -19,6 +19,7 @@ from finetrial.train.mixture_config import MixtureConfig
 from finetrial.train.rl_config import RLConfig
 from finetrial.train.stopping import Direction, Measured
 from finetrial.train.stopping_config import StoppingConfig
+from finetrial.train.term_config import AnchorConfig, SetDiversityConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,19 @@ class Practice:
     """int64 tokens of each task's prompt, generation prompt included."""
     grader: Grader
     rl: RLConfig
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SetPrompts:
+    """What a run of supervised fine-tuning draws sets of completions for."""
+
+    config: SetDiversityConfig
+    tasks: Sequence[Task]
+    """One per distinct prompt of its rows, in the order of their ids; the reference is what the row answers."""
+    prompts: Sequence[np.ndarray]
+    """int64 tokens of each, generation prompt included."""
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
 
@@ -91,6 +105,10 @@ class RunData:
     """Identity of the run; a checkpoint of other runs is refused."""
     practice: Practice | None = None
     """Set where the run samples its own completions instead of reading rows."""
+    sets: SetPrompts | None = None
+    """Set where completions are drawn beside the rows, to be rewarded for differing or to be measured."""
+    anchor: AnchorConfig | None = None
+    """What holds the adapter near the base."""
     mixture: Mixture | None = None
     """Set where other rows are mixed into those of `rows`."""
     watch: Watch | None = None
@@ -141,6 +159,11 @@ class Ledger:
     """Prompts taken from the run's order, those replaced by dynamic sampling included."""
     sepa: dict[str, Any] | None = None
     """State of the pooling schedule."""
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Auxiliary term -> what was measured of its gradient (`gradient_share.TermState`)."""
+    sets: dict[str, Any] | None = None
+    """What became of the sets that the run drew (`set_diversity.SetLog`)."""
+
     baseline: float | None = None
     """The base's value of what is watched."""
     watched: list[dict[str, Any]] = field(default_factory=list)
