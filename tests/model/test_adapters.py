@@ -10,9 +10,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from finetrial.errors import UserError
 from finetrial.model import lowrank
-from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter, target_modules
+from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
 from finetrial.model.config import ModelConfig
 from finetrial.model.peft_format import load_peft, save_peft
+from finetrial.model.targets import target_modules
 from tiny import KINDS, VOCABULARY, tiny_model
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -144,6 +144,19 @@ def test_facts_are_strict_json():
     assert "not task quality" in facts["note"]
 
 
+def test_what_started_from_the_base_is_squeezed_as_what_it_adds_to_it():
+    """The halves cancel but for what training moved: the rank that it uses shows, and nothing is frozen any more."""
+    fresh = fresh_adapter(tiny_model(), ModelConfig(lora_rank=4, init="pissa"), 1)
+    generator = torch.Generator().manual_seed(0)
+    for _, b_RO in fresh.weights.values():
+        b_RO[:1] += torch.randn(1, b_RO.shape[1], generator=generator)
+    assert recommend(analyse(fresh), 0.99).rank == 1
+    squeezed = squeeze(fresh, 2)
+    assert (squeezed.rank, squeezed.frozen, squeezed.trained_rank) == (2, 0, 2)
+    for path in fresh.weights:
+        torch.testing.assert_close(delta_IO(squeezed, path), delta_IO(fresh, path), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [0, 4, -1])
 def test_impossible_ranks_are_refused(rank):
     with pytest.raises(UserError, match="expected 1 to 3"):

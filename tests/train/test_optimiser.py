@@ -58,6 +58,52 @@ def test_an_inactive_run_keeps_every_number_and_goes_on_as_if_it_had_never_pause
     assert one.steps_N.tolist() == [6, 4]
 
 
+def test_lora_plus_is_a_parameter_group_of_its_own():
+    """The rate of B is 16 × 1e-4 = 1.6e-3, and its weight decay follows; a neighbour at ratio 1 keeps its bits."""
+    plus = TrainConfig(learning_rate=1e-4, weight_decay=0.3, lora_plus_ratio=16)
+    plain = TrainConfig(learning_rate=1e-4, weight_decay=0.3)
+    generator = torch.Generator().manual_seed(0)
+    start_P, b_P = torch.randn(40, generator=generator), torch.arange(40) % 3 == 0
+    a, b = torch.nn.Parameter(start_P[~b_P]), torch.nn.Parameter(start_P[b_P])
+    groups = [{"params": [a], "lr": 1e-4}, {"params": [b], "lr": 1.6e-3}]
+    theirs = torch.optim.AdamW(groups, weight_decay=0.3)
+    both, alone, unasked = start_P.repeat(2, 1), start_P.repeat(1, 1), start_P.repeat(1, 1)
+    mine = StackedAdamW([plus, plain], both, b_P)
+    single, blind = StackedAdamW([plain], alone, b_P), StackedAdamW([plain], unasked)
+    rate, active = torch.full((2,), 1e-4, dtype=torch.float64), torch.ones(2, dtype=torch.bool)
+    for _ in range(20):
+        grad_P = torch.randn(40, generator=generator)
+        a.grad, b.grad = grad_P[~b_P], grad_P[b_P]
+        theirs.step()
+        mine.step(grad_P.repeat(2, 1), rate, active)
+        single.step(grad_P.repeat(1, 1), rate[:1], active[:1])
+        blind.step(grad_P.repeat(1, 1), rate[:1], active[:1])
+    torch.testing.assert_close(both[0, ~b_P], a.data, rtol=2e-6, atol=2e-7)
+    torch.testing.assert_close(both[0, b_P], b.data, rtol=2e-6, atol=2e-7)
+    assert torch.equal(both[1], alone[0])
+    assert torch.equal(alone, unasked)
+    with pytest.raises(ValueError, match="which numbers are those of B"):
+        StackedAdamW([plus], start_P.repeat(1, 1))
+
+
+def test_frozen_numbers_do_not_decay():
+    config = TrainConfig(learning_rate=1e-2, weight_decay=0.5, lora_plus_ratio=4)
+    start_NP = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    frozen_NP = torch.zeros(2, 12, dtype=torch.bool)
+    frozen_NP[1, 4:9] = True
+    param_NP, free_NP = start_NP.clone(), start_NP.clone()
+    b_P = torch.arange(12) > 6
+    one, two = StackedAdamW([config] * 2, param_NP, b_P, frozen_NP), StackedAdamW([config] * 2, free_NP, b_P)
+    rate, active = torch.full((2,), 1e-2, dtype=torch.float64), torch.ones(2, dtype=torch.bool)
+    for step in range(5):
+        grad_NP = torch.randn(2, 12, generator=torch.Generator().manual_seed(step)).masked_fill(frozen_NP, 0)
+        one.step(grad_NP, rate, active)
+        two.step(grad_NP, rate, active)
+    assert torch.equal(param_NP[frozen_NP], start_NP[frozen_NP])
+    assert torch.equal(param_NP[~frozen_NP], free_NP[~frozen_NP])
+    assert not one.mean_NP[frozen_NP].any()
+
+
 def test_clipping_is_per_run():
     grad_NP = torch.tensor([[3.0, 4.0], [0.3, 0.4], [30.0, 40.0]])
     norm_N = torch.linalg.vector_norm(grad_NP, dim=1)

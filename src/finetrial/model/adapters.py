@@ -2,7 +2,8 @@
 
 A row of a pass belongs to one adapter or to none, which is the base itself. The low-rank product of an adapted
 linear layer is y = W x + s B^T A^T x (Hu et al. 2021, arXiv:2106.09685), with s = alpha / rank, or
-alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732). docs/decisions/0003 says why things are stored as they are.
+alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732). docs/decisions/0003 says why things are stored as they are;
+initial.py what else an adapter can start from, dora.py what magnitudes are.
 
 Shapes: N adapters, S rows (sequences) of a pass, T tokens of a padded row, I input and O output features of a
 linear layer, R the largest rank of the stack, P numbers of one adapter over all layers.
@@ -11,19 +12,19 @@ linear layer, R the largest rank of the stack, P numbers of one adapter over all
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetrial import seeds
-from finetrial.errors import UserError, nearest
+from finetrial.errors import UserError
 from finetrial.model.config import ModelConfig
+from finetrial.model.dora import Magnified, adapted_norms, row_norms
+from finetrial.model.initial import Started, drawn
 from finetrial.model.lowrank import LoraLinear, RowGroups, row_groups
-
-ALL_LINEAR = "all-linear"
+from finetrial.model.targets import peft_targets, target_modules
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Adapter:
     """One LoRA adapter as a value, away from any model."""
 
     rank: int
+    """Directions of the low-rank product, the frozen ones among them."""
     alpha: float
     rslora: bool
     dropout: float
@@ -38,6 +40,16 @@ class Adapter:
     """Names as PEFT matches them: the end of a module's path; a string is a regular expression over whole paths."""
     weights: Mapping[str, tuple[Tensor, Tensor]]
     """Module path -> float32 (A_IR, B_RO) on the CPU."""
+    frozen: int = 0
+    """How many of the rank's directions, the last ones, are never trained: what the first ones started as, with B
+    negative, so that training starts at the base (PiSSA, OLoRA). Files do not tell them from others."""
+    magnitudes: Mapping[str, Tensor] | None = None
+    """DoRA: module path -> float32 m_O on the CPU, for every adapted layer; None for any other adapter."""
+
+    @property
+    def trained_rank(self) -> int:
+        """Directions that training moves."""
+        return self.rank - self.frozen
 
     @property
     def scale(self) -> float:
@@ -45,65 +57,48 @@ class Adapter:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def target_modules(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """Path -> linear layer for `targets`, in the model's order; `all-linear` is every one but the output head.
+def fresh_adapter(model: nn.Module, config: ModelConfig, seed: int) -> Adapter:
+    """A new adapter; see `fresh_adapters`."""
+    return fresh_adapters(model, [(config, seed)])[0]
+
+
+def fresh_adapters(model: nn.Module, wanted: Sequence[tuple[ModelConfig, int]]) -> list[Adapter]:
+    """New adapters of configurations and seeds, all of which start at the base, PiSSA and OLoRA up to rounding.
+
+    By default A is uniform in ±1/sqrt(I) (Kaiming with a = sqrt(5), as PEFT) and B = 0. Each layer draws from its own
+    CPU stream (seed, "adapter", path), so the numbers depend neither on the device, nor on neighbours, nor on which
+    other layers are targets. PiSSA and OLoRA draw nothing: their factors are the base's, and are made once for all.
+    They have twice the configured rank (`Adapter.frozen`) at the configured scale.
 
     Raises:
-        UserError: a target matches nothing, matches something that is no plain `nn.Linear` (Conv1D of GPT-2,
-            quantised layers), or is the output head.
+        UserError: targets that are no linear layers, or a rank above what a layer has directions for PiSSA or OLoRA.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    modules = dict(model.named_modules())
-    linear = {path: module for path, module in modules.items() if type(module) is nn.Linear and module is not head}
-    if tuple(targets) == (ALL_LINEAR,):
-        if not linear:
-            raise UserError(f"model.targets: {type(model).__name__} has no nn.Linear layers (Conv1D, quantised?)")
-        return linear
-    chosen = set()
-    for target in targets:
-        matches = [path for path in modules if path == target or path.endswith(f".{target}")]
-        if not matches:
-            leaves = sorted({path.rpartition(".")[2] for path in linear})
-            raise UserError(
-                f"model.targets: no layer is called '{target}'{nearest(target, leaves)}; there are {leaves}"
-            )
-        for path in matches:
-            if path not in linear:
-                kind = "the output head" if modules[path] is head else f"a {type(modules[path]).__name__}"
-                raise UserError(f"model.targets: '{target}' is {kind}; adapters need an nn.Linear inside the model")
-            chosen.add(path)
-    return {path: module for path, module in linear.items() if path in chosen}
-
-
-def fresh_adapter(model: nn.Module, config: ModelConfig, seed: int) -> Adapter:
-    """A new adapter: A uniform in ±1/sqrt(I) (Kaiming with a = sqrt(5), as PEFT), B = 0.
-
-    Each layer draws from its own CPU stream (seed, "adapter", path), so the numbers depend neither on the
-    device, nor on neighbours, nor on which other layers are targets.
-    """
-    weights = {}
-    for path, linear in target_modules(model, config.targets).items():
-        generator = torch.Generator().manual_seed(seeds.derive(seed, "adapter", path))
-        bound = 1 / math.sqrt(linear.in_features)
-        a_RI = torch.empty(config.lora_rank, linear.in_features).uniform_(-bound, bound, generator=generator)
-        weights[path] = (a_RI.T.contiguous(), torch.zeros(config.lora_rank, linear.out_features))
-    return Adapter(
-        rank=config.lora_rank,
-        alpha=config.alpha,
-        rslora=config.rslora,
-        dropout=config.lora_dropout,
-        targets=_peft_targets(model, weights, config.targets),
-        weights=weights,
-    )
-
-
-def _peft_targets(model: nn.Module, paths: Mapping[str, Any], targets: tuple[str, ...]) -> tuple[str, ...]:
-    """The shortest names that select exactly `paths` when matched at the end of a module's path."""
-    if targets != (ALL_LINEAR,):
-        return targets
-    leaves = {path.rpartition(".")[2] for path in paths}
-    matched = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in leaves}
-    return tuple(sorted(leaves)) if matched == set(paths) else tuple(sorted(paths))
+    started = Started(max((config.lora_rank for config, _ in wanted), default=0))
+    fresh = []
+    for config, seed in wanted:
+        linears = target_modules(model, config.targets)
+        weights = {
+            path: drawn(linear, config.lora_rank, seed, path)
+            if config.init == "lora"
+            else started.both_halves(linear, path, config)
+            for path, linear in linears.items()
+        }
+        frozen = 0 if config.init == "lora" else config.lora_rank
+        growth = (config.lora_rank + frozen) / config.lora_rank
+        adapter = Adapter(
+            rank=config.lora_rank + frozen,
+            alpha=config.alpha * (math.sqrt(growth) if config.rslora else growth),
+            rslora=config.rslora,
+            dropout=config.lora_dropout,
+            targets=peft_targets(model, weights, config.targets),
+            weights=weights,
+            frozen=frozen,
+        )
+        if config.dora:
+            lengths = {path: row_norms(linear.weight).cpu() for path, linear in linears.items()}
+            adapter = replace(adapter, magnitudes=lengths)
+        fresh.append(adapter)
+    return fresh
 
 
 class AdapterStack:
@@ -113,7 +108,8 @@ class AdapterStack:
     B (N, R, O) are views into it, and `grad_NP` holds the gradients in the same places. So clipping, optimising,
     checking and saving N runs are a handful of operations on rows. Adapters of smaller rank, or without some
     layer, are padded with zeros; A and B are zero there together, so their gradients are exactly zero too. In
-    memory the rank comes first in A as well: thin products are several times faster that way.
+    memory the rank comes first in A as well: thin products are several times faster that way. Where an adapter has
+    magnitudes (DoRA), those of all layers (N, 1, O) follow at the end.
 
     The products are computed in the dtype of the base. With a bfloat16 base the float32 numbers are rounded at
     use, as its activations are, while updates accumulate in float32 (docs/decisions/0003).
@@ -137,11 +133,19 @@ class AdapterStack:
         rank = max((adapter.rank for adapter in adapters), default=0)
         if device.type == "cuda":
             rank = -(-rank // 8) * 8  # grouped_mm needs strides of 16 bytes; the padding stays zero
+        magnified = {path: tuple(path in (adapter.magnitudes or ()) for adapter in adapters) for path in paths}
+        magnified = {path: chosen_N for path, chosen_N in magnified.items() if any(chosen_N)}
         total = sum(rank * (linear.in_features + linear.out_features) for linear in linears.values())
+        total += sum(linears[path].out_features for path in magnified)
         self.flat_NP = torch.zeros(len(adapters), total, device=device)
         self.trainable = trainable
         self.grad_NP = torch.zeros_like(self.flat_NP) if trainable else self.flat_NP.new_empty(0)
         self.scale_N = torch.tensor([adapter.scale for adapter in adapters], device=device)
+        self.b_P = torch.zeros(total, dtype=torch.bool, device=device)
+        """Which numbers are those of B: LoRA+ gives them a rate of their own."""
+        self._frozen_NR = _frozen(adapters, rank, device)
+        self.frozen_NP = None if self._frozen_NR is None else torch.zeros_like(self.flat_NP, dtype=torch.bool)
+        """Which numbers no training may touch; None where there are none. Their gradients are zero."""
         self.generator = torch.Generator(device)
         self.groups: RowGroups | None = None
         self._thawed = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -150,8 +154,13 @@ class AdapterStack:
         self.layers: dict[str, AdaptedLinear] = {}
         start = 0
         for path, linear in linears.items():
-            a_NIR, start = self._slot(start, rank, linear.in_features, transposed=True)
-            b_NRO, start = self._slot(start, rank, linear.out_features)
+            a_NIR, middle = self._slot(start, rank, linear.in_features, transposed=True)
+            b_NRO, end = self._slot(middle, rank, linear.out_features)
+            self.b_P[middle:end] = True
+            if self._frozen_NR is not None and self.frozen_NP is not None:
+                both = [self._frozen_NR.repeat_interleave(size, dim=1) for size in linear.weight.shape[::-1]]
+                self.frozen_NP[:, start:end] = torch.cat(both, dim=1)
+            start = end
             for n, adapter in enumerate(adapters):
                 if path in adapter.weights:
                     a_IR, b_RO = adapter.weights[path]
@@ -159,6 +168,12 @@ class AdapterStack:
                     b_NRO.data[n, : adapter.rank] = b_RO
             self.layers[path] = AdaptedLinear(path, linear, self, a_NIR, b_NRO)
             _replace(model, path, self.layers[path])
+        for path, chosen_N in magnified.items():
+            m_N1O, start = self._slot(start, 1, linears[path].out_features)
+            for n, adapter in enumerate(adapters):
+                if adapter.magnitudes is not None and chosen_N[n]:
+                    m_N1O.data[n] = adapter.magnitudes[path]
+            self.layers[path].m_N1O, self.layers[path].magnified_N = m_N1O, chosen_N
 
     def _slot(self, start: int, rank: int, features: int, transposed: bool = False) -> tuple[Tensor, int]:
         """A view of the next rank × features numbers of each adapter, paired with where its gradient goes."""
@@ -231,7 +246,7 @@ class AdapterStack:
             (s, chance, lengths_S[s], dropout_S[s]) for s, chance in enumerate(chances) if dropout_S and chance
         )
         previous = self.groups
-        self.groups = row_groups(adapter_S, self.scale_N, self.dtype, dropout)
+        self.groups = row_groups(adapter_S, self.scale_N, self.dtype, dropout, self._frozen_NR)
         try:
             yield
         finally:
@@ -239,7 +254,8 @@ class AdapterStack:
 
     @contextlib.contextmanager
     def merged(self, n: int) -> Iterator[None]:
-        """Within the block every row runs through adapter `n`, folded into a copy of the weights: W + s (A B)^T.
+        """Within the block every row runs through adapter `n`, folded into a copy of the weights: W + s (A B)^T, its
+        rows brought to their magnitudes where the adapter has any.
 
         Faster than the low-rank products where the pass is long, and equal to them up to float32 rounding; an
         adapter that is zero gives the base's bits.
@@ -250,8 +266,7 @@ class AdapterStack:
         if self.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(f"merging into {self.dtype} loses small updates; use rows() instead")
         for layer in self.layers.values():
-            delta_IO = layer.a_NIR[n].detach() @ layer.b_NRO[n].detach()
-            layer.merged_OI = layer.weight + float(self.scale_N[n]) * delta_IO.T
+            layer.merged_OI = layer.fold(n)
         try:
             yield
         finally:
@@ -268,7 +283,11 @@ class AdapterStack:
             )
             for path in template.weights
         }
-        return Adapter(template.rank, template.alpha, template.rslora, template.dropout, template.targets, weights)
+        if template.magnitudes is None:
+            return replace(template, weights=weights)
+        slots = {path: self.layers[path].m_N1O for path in template.magnitudes}
+        magnitudes = {path: m_N1O[n, 0].detach().cpu().clone() for path, m_N1O in slots.items() if m_N1O is not None}
+        return replace(template, weights=weights, magnitudes=magnitudes)
 
     def keep_mask(self, path: str, x_STI: Tensor) -> Tensor | None:
         """Dropout as a factor: 0 where an input is dropped, 1 / (1 - p) where kept; None when nothing drops."""
@@ -293,7 +312,19 @@ def _fitting(path: str, module: nn.Module | None, adapters: Sequence[Adapter]) -
             want = ((module.in_features, adapter.rank), (adapter.rank, module.out_features))
             if have != want:
                 raise UserError(f"adapter layer '{path}' has shapes {have}, this base needs {want}")
+            magnitudes = 0 if adapter.magnitudes is None else len(adapter.magnitudes[path])
+            if magnitudes not in (0, module.out_features):
+                outputs = module.out_features
+                raise UserError(f"adapter layer '{path}' has {magnitudes} magnitudes, this base needs {outputs}")
     return module
+
+
+def _frozen(adapters: Sequence[Adapter], rank: int, device: torch.device) -> Tensor | None:
+    """bool (N, R): which directions of each adapter are never trained; None where all are."""
+    if not any(adapter.frozen for adapter in adapters):
+        return None
+    direction_R = torch.arange(rank)
+    return torch.stack([(direction_R >= a.trained_rank) & (direction_R < a.rank) for a in adapters]).to(device)
 
 
 def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -311,6 +342,8 @@ class AdaptedLinear(nn.Module):
         self.stack = stack
         self.a_NIR = a_NIR
         self.b_NRO = b_NRO
+        self.m_N1O: Tensor | None = None
+        self.magnified_N: tuple[bool, ...] = ()
         self.merged_OI: Tensor | None = None
         self.in_features = base.in_features
         self.out_features = base.out_features
@@ -325,6 +358,18 @@ class AdaptedLinear(nn.Module):
         """The base's bias."""
         return self.base.bias
 
+    def fold(self, n: int) -> Tensor:
+        """The weight (O, I) of the plain linear layer that does what the base and adapter `n` do together."""
+        delta_IO = self.a_NIR[n].detach() @ self.b_NRO[n].detach()
+        folded_OI = self.weight + float(self.stack.scale_N[n]) * delta_IO.T
+        if self.m_N1O is None or not self.magnified_N[n]:
+            return folded_OI
+        return folded_OI * (self.m_N1O[n].detach() / self._norms(n, n + 1)[0]).T
+
+    def _norms(self, first: int, end: int) -> Tensor:
+        some = slice(first, end)
+        return adapted_norms(self.weight, self.a_NIR[some], self.b_NRO[some], self.stack.scale_N[some, None, None])
+
     def forward(self, x: Tensor) -> Tensor:
         """Base product plus each row's own low-rank product; `x` is (S, T, I) or (S·T, I)."""
         if self.merged_OI is not None:
@@ -332,7 +377,14 @@ class AdaptedLinear(nn.Module):
         groups = self.stack.groups
         if groups is None:
             raise RuntimeError("a pass over an adapter stack must be made inside stack.rows(...)")
-        x_STI = x.reshape(groups.rows, -1, self.in_features)
+        x_STI = x.reshape(len(groups.adapter_S), -1, self.in_features)
         keep_STI = self.stack.keep_mask(self.path, x_STI)
-        y_STO = LoraLinear.apply(x_STI, self.a_NIR, self.b_NRO, self.base.weight, self.base.bias, keep_STI, groups)
+        weight_OI, bias_O = self.base.weight, self.base.bias
+        y_STO = LoraLinear.apply(x_STI, self.a_NIR, self.b_NRO, weight_OI, bias_O, keep_STI, groups)
+        if self.m_N1O is not None:
+            if self.path not in groups.norms:
+                blocks = groups.only(self.magnified_N)
+                groups.norms[self.path] = [(block, self._norms(*block[:2])) for block in blocks]
+            norms = groups.norms[self.path]
+            y_STO = Magnified.apply(y_STO, self.m_N1O, x_STI, weight_OI, bias_O, keep_STI, norms)
         return y_STO.view(*x.shape[:-1], self.out_features)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetrial.records import Config
 
@@ -25,7 +25,8 @@ class ModelConfig(Config):
     init: Literal["lora", "pissa", "olora"] = Field(
         default="lora",
         description="lora: A random, B 0; pissa: the base's leading singular directions; olora: a QR factorisation of "
-        "it. The last two take what they start from out of the base, so training starts at the base itself",
+        "it. The last two take what they start from out of the base, so training starts at the base itself; they need "
+        "lora_dropout = 0 and are saved as a LoRA of twice the rank and the same scale",
     )
     dora: bool = Field(default=False, description="learn each output's magnitude apart from its direction (DoRA)")
     targets: tuple[str, ...] = Field(
@@ -33,6 +34,15 @@ class ModelConfig(Config):
         min_length=1,
         description="names of the linear layers that get an adapter; all-linear leaves out lm_head",
     )
+
+    @model_validator(mode="after")
+    def _whole_inputs(self) -> "ModelConfig":
+        if self.init != "lora" and self.lora_dropout:
+            raise ValueError(
+                f"init = '{self.init}' needs lora_dropout = 0 (here {self.lora_dropout}): the part of the base that it "
+                "trains would lose inputs that the rest of the base keeps, so training would not start at the base"
+            )
+        return self
 
     @property
     def alpha(self) -> float:

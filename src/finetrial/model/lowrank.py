@@ -6,7 +6,7 @@ and O output features of a linear layer, R rank; k adapters of a block and m tok
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,20 +16,31 @@ from torch import Tensor
 GROUP_LIMIT = 1023
 """Most groups that a grouped GEMM takes on CUDA."""
 
+Block = tuple[int, int, int, int]
+"""(first adapter, end, first row, end): consecutive adapters with equally many rows each; one bmm serves it."""
+
 
 @dataclass(frozen=True)
 class RowGroups:
     """Which adapter each row of a pass belongs to, prepared once for all layers."""
 
-    rows: int
-    blocks: tuple[tuple[int, int, int, int], ...]
-    """(first adapter, end, first row, end): consecutive adapters with equally many rows each; one bmm serves it."""
+    adapter_S: tuple[int | None, ...]
+    blocks: tuple[Block, ...]
+    """The adapted rows."""
     scale_N11: Tensor
     """float32 scale of each adapter."""
     ends_N: Tensor | None
     """int32 end of each adapter's rows, counted from the first adapted row, where one grouped GEMM serves all."""
     dropout: tuple[tuple[int, float, int, int], ...]
     """(row, probability, tokens, stream key) of the rows that drop inputs."""
+    frozen_NR: Tensor | None
+    """bool directions of each adapter that get no gradient; None where all do."""
+    norms: dict[str, list[tuple[Block, Tensor]]] = field(default_factory=dict)
+    """Layer -> its rows with magnitudes (DoRA) and the norms there, kept by the first pass for those that follow."""
+
+    def only(self, chosen_N: Sequence[bool]) -> tuple[Block, ...]:
+        """The rows of these adapters alone."""
+        return _blocks([n if n is not None and chosen_N[n] else None for n in self.adapter_S])
 
     @property
     def adapted(self) -> slice:
@@ -54,13 +65,14 @@ def row_groups(
     scale_N: Tensor,
     dtype: torch.dtype,
     dropout: Sequence[tuple[int, float, int, int]] = (),
+    frozen_NR: Tensor | None = None,
 ) -> RowGroups:
     """Prepare the rows of a pass; `adapter_S` may come in any order, equal neighbours side by side being fastest."""
     blocks = _blocks(adapter_S)
     ends_N = None
     if len(blocks) > 1 and len(scale_N) <= GROUP_LIMIT and has_grouped_mm(scale_N.device, dtype):
         ends_N = _ends(adapter_S, blocks, len(scale_N), scale_N.device)
-    return RowGroups(len(adapter_S), blocks, scale_N[:, None, None], ends_N, tuple(dropout))
+    return RowGroups(tuple(adapter_S), blocks, scale_N[:, None, None], ends_N, tuple(dropout), frozen_NR)
 
 
 def has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
@@ -73,13 +85,13 @@ def has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def _blocks(adapter_S: Sequence[int | None]) -> tuple[tuple[int, int, int, int], ...]:
+def _blocks(adapter_S: Sequence[int | None]) -> tuple[Block, ...]:
     segments: list[tuple[int, int, int]] = []
     for adapter, rows in itertools.groupby(range(len(adapter_S)), key=adapter_S.__getitem__):
         if adapter is not None:
             members = list(rows)
             segments.append((adapter, members[0], members[-1] + 1))
-    blocks: list[tuple[int, int, int, int]] = []
+    blocks: list[Block] = []
     for adapter, start, end in segments:
         if blocks:
             first, last, begin, until = blocks[-1]
@@ -91,7 +103,7 @@ def _blocks(adapter_S: Sequence[int | None]) -> tuple[tuple[int, int, int, int],
 
 
 def _ends(
-    adapter_S: Sequence[int | None], blocks: Sequence[tuple[int, int, int, int]], adapters: int, device: torch.device
+    adapter_S: Sequence[int | None], blocks: Sequence[Block], adapters: int, device: torch.device
 ) -> Tensor | None:
     """Ends of the adapters' rows if those ascend without gaps, as a grouped GEMM needs; else None."""
     if any(one[1] > two[0] or one[3] != two[2] for one, two in itertools.pairwise(blocks)):
@@ -103,7 +115,7 @@ def _ends(
     return torch.tensor(counts).cumsum(0).to(device, torch.int32)
 
 
-def _view(rows_STX: Tensor, block: tuple[int, int, int, int]) -> Tensor:
+def view(rows_STX: Tensor, block: Block) -> Tensor:
     """The rows of a block as one matrix of tokens per adapter: (adapters, tokens, X)."""
     first, end, start, stop = block
     return rows_STX[start:stop].view(end - first, -1, rows_STX.shape[2])
@@ -113,7 +125,8 @@ class LoraLinear(torch.autograd.Function):
     """y = x W^T + bias + scale (keep · x) A B, each row with its own adapter.
 
     Additions happen in place, only x and the R numbers of x A per token are kept for the backward pass, and the
-    frozen weight gets no gradient. A and B are rounded to the dtype of x; their gradients come back in float32.
+    frozen weight gets no gradient, nor do frozen directions. A and B are rounded to the dtype of x; their gradients
+    come back in float32.
     """
 
     @staticmethod
@@ -151,6 +164,9 @@ class LoraLinear(torch.autograd.Function):
         )
         if grad_x_STI is not None and through_STI is not None and keep_STI is not None:
             grad_x_STI.addcmul_(through_STI, keep_STI)
+        if ctx.groups.frozen_NR is not None:
+            grad_a_NIR.masked_fill_(ctx.groups.frozen_NR[:, None, :], 0.0)
+            grad_b_NRO.masked_fill_(ctx.groups.frozen_NR[:, :, None], 0.0)
         return grad_x_STI, grad_a_NIR.float(), grad_b_NRO.float(), None, None, None, None
 
 
@@ -159,9 +175,9 @@ def _add_blocks(y_STO: Tensor, x_STI: Tensor, a_NIR: Tensor, b_NRO: Tensor, grou
     low = []
     for block in groups.blocks:
         n = slice(*block[:2])
-        low_kRm = torch.bmm(a_NIR[n].transpose(1, 2), _view(x_STI, block).transpose(1, 2))
+        low_kRm = torch.bmm(a_NIR[n].transpose(1, 2), view(x_STI, block).transpose(1, 2))
         low_kRm.mul_(groups.scale_N11[n])
-        _view(y_STO, block).baddbmm_(low_kRm.transpose(1, 2), b_NRO[n])
+        view(y_STO, block).baddbmm_(low_kRm.transpose(1, 2), b_NRO[n])
         low.append(low_kRm)
     return low
 
@@ -179,12 +195,12 @@ def _block_gradients(
     grad_a_NRI, grad_b_NRO = torch.zeros_like(a_NIR.transpose(1, 2)), torch.zeros_like(b_NRO)
     for block, low_kRm in zip(groups.blocks, low, strict=True):
         n = slice(*block[:2])
-        grad_kmO = _view(grad_STO, block)
+        grad_kmO = view(grad_STO, block)
         grad_kRm = torch.bmm(b_NRO[n], grad_kmO.transpose(1, 2)).mul_(groups.scale_N11[n])
         grad_b_NRO[n].baddbmm_(low_kRm, grad_kmO)
-        grad_a_NRI[n].baddbmm_(grad_kRm, _view(x_STI, block))
+        grad_a_NRI[n].baddbmm_(grad_kRm, view(x_STI, block))
         if into_STI is not None:
-            _view(into_STI, block).baddbmm_(grad_kRm.transpose(1, 2), a_NIR[n].transpose(1, 2))
+            view(into_STI, block).baddbmm_(grad_kRm.transpose(1, 2), a_NIR[n].transpose(1, 2))
     return grad_a_NRI.transpose(1, 2), grad_b_NRO
 
 

@@ -7,14 +7,19 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from finetrial.errors import UserError
 from finetrial.model.adapters import Adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of PEFT that change the base: such an adapter means something on that changed base alone."""
+
+MAGNITUDE = ".lora_magnitude_vector"
+
 UNSUPPORTED = (
-    "use_dora",
     "rank_pattern",
     "alpha_pattern",
     "modules_to_save",
@@ -29,7 +34,10 @@ UNSUPPORTED = (
 
 
 def save_peft(adapter: Adapter, folder: Path, base: str, revision: str | None = None) -> None:
-    """Write `adapter` so that PEFT, vLLM and the hub take it as it is.
+    """Write `adapter` so that PEFT, vLLM (where it knows DoRA, if there are magnitudes) and the hub take it as it is.
+
+    What started from factors of the base (PiSSA, OLoRA) is written with its frozen half: a LoRA of twice the trained
+    rank at the same scale, for the plain base. Nothing needs converting afterwards.
 
     Args:
         adapter: what to write.
@@ -43,6 +51,7 @@ def save_peft(adapter: Adapter, folder: Path, base: str, revision: str | None = 
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank whatever the number's type
         use_rslora=adapter.rslora,
+        use_dora=adapter.magnitudes is not None,
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets),
         task_type=TaskType.CAUSAL_LM,
@@ -56,14 +65,17 @@ def save_peft(adapter: Adapter, folder: Path, base: str, revision: str | None = 
     for path, (a_IR, b_RO) in adapter.weights.items():
         tensors[f"{PREFIX}{path}.lora_A.weight"] = a_IR.T.contiguous()
         tensors[f"{PREFIX}{path}.lora_B.weight"] = b_RO.T.contiguous()
+    for path, m_O in (adapter.magnitudes or {}).items():
+        tensors[f"{PREFIX}{path}{MAGNITUDE}"] = m_O
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_peft(folder: Path) -> Adapter:
-    """Read a LoRA adapter that PEFT, TRL or finetrial wrote.
+    """Read a LoRA or DoRA adapter that PEFT, TRL or finetrial wrote.
 
     Raises:
-        UserError: a file is missing, the adapter is no plain LoRA, or its tensors do not pair up.
+        UserError: a file is missing, the adapter is neither plain LoRA nor DoRA or is meant for a changed base, or its
+            tensors do not pair up.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -75,7 +87,19 @@ def load_peft(folder: Path) -> Adapter:
     if config.get("bias", "none") != "none":
         used.append("bias")
     if used:
-        raise UserError(f"{folder / CONFIG}: uses {', '.join(used)}; finetrial stacks plain LoRA adapters only")
+        raise UserError(f"{folder / CONFIG}: uses {', '.join(used)}; finetrial stacks plain LoRA and DoRA adapters")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(REBASED):
+        raise UserError(
+            f"{folder / CONFIG}: init_lora_weights is {init!r}, so the weights belong to a base that was changed; save "
+            "it with PEFT's path_initial_model_for_weight_conversion, which makes of it an adapter of the plain base"
+        )
+    weights, magnitudes = _tensors(folder / WEIGHTS)
+    if bool(config.get("use_dora")) != bool(magnitudes) or (magnitudes and set(magnitudes) != set(weights)):
+        raise UserError(
+            f"{folder}: use_dora is {bool(config.get('use_dora'))} and {len(magnitudes)} of {len(weights)} layers have "
+            f"a '{MAGNITUDE[1:]}'; expected one for every layer with DoRA and none without"
+        )
     targets = config["target_modules"]
     return Adapter(
         rank=int(config["r"]),
@@ -83,14 +107,20 @@ def load_peft(folder: Path) -> Adapter:
         rslora=bool(config.get("use_rslora", False)),
         dropout=float(config.get("lora_dropout", 0.0)),
         targets=targets if isinstance(targets, str) else tuple(sorted(targets)),
-        weights=_pairs(folder / WEIGHTS),
+        weights=weights,
+        magnitudes=magnitudes or None,
     )
 
 
-def _pairs(file: Path) -> dict[str, tuple]:
+def _tensors(file: Path) -> tuple[dict[str, tuple], dict[str, Tensor]]:
+    """Module path -> (A_IR, B_RO), and module path -> m_O."""
     tensors = load_file(file)
     halves: dict[str, dict[str, str]] = {}
+    magnitudes = {}
     for name in tensors:
+        if name.startswith(PREFIX) and name.endswith(MAGNITUDE):
+            magnitudes[name.removeprefix(PREFIX).removesuffix(MAGNITUDE)] = tensors[name].float()
+            continue
         path, _, half = name.removeprefix(PREFIX).rpartition(".lora_")
         if not name.startswith(PREFIX) or half not in ("A.weight", "B.weight"):
             raise UserError(f"{file}: unexpected tensor '{name}', expected '{PREFIX}<layer>.lora_A.weight' or B")
@@ -100,4 +130,4 @@ def _pairs(file: Path) -> dict[str, tuple]:
         if set(pair) != {"A", "B"}:
             raise UserError(f"{file}: layer '{path}' has only lora_{'/'.join(pair)}, expected both A and B")
         weights[path] = tuple(tensors[pair[half]].float().T.contiguous() for half in "AB")
-    return weights
+    return weights, magnitudes

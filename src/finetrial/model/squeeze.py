@@ -5,6 +5,10 @@ B^T = Q_B R_B, and the small core R_A R_B^T = U S V^T has the singular values of
 best approximation of rank k (Eckart and Young), and keeps the share V(k) = Σ_{i≤k} S_i² / Σ S_i² of the layer's
 energy ‖ΔW‖². V measures the change of weights: an evaluation says what a smaller rank does to a task.
 
+An adapter that started from factors of the base (PiSSA, OLoRA) has twice its trained rank and is squeezed like any
+other: ΔW is what it adds to the plain base. What DoRA changes has no small rank, since magnitudes rescale whole rows of
+W: its adapters are refused.
+
 Shapes: I input and O output features of a linear layer, R rank of the adapter, K the smaller rank, L adapted layers;
 P = min(I, R), Q = min(O, R) and M = min(P, Q), which are R unless a layer has fewer features than that.
 """
@@ -140,8 +144,9 @@ def analyse(adapter: Adapter) -> SqueezeReport:
     """Singular values of every layer of `adapter`, in float64.
 
     Raises:
-        UserError: the adapter has no layers, or a layer holds numbers that are not finite.
+        UserError: the adapter has no layers or has magnitudes (DoRA), or a layer holds numbers that are not finite.
     """
+    _check_plain(adapter)
     if not adapter.weights:
         raise UserError("the adapter has no layers: there is nothing to squeeze")
     values = {}
@@ -186,14 +191,16 @@ def squeeze(adapter: Adapter, rank: int) -> Adapter:
     nothing to approximate and the adapter is returned as it is. The state of an optimiser does not carry over.
 
     Raises:
-        UserError: the rank is below 1 or above the adapter's, or a layer holds numbers that are not finite.
+        UserError: the rank is below 1 or above the adapter's, the adapter has magnitudes (DoRA), or a layer holds
+            numbers that are not finite.
     """
+    _check_plain(adapter)
     _check_rank(rank, adapter.rank)
     if rank == adapter.rank:
         return adapter
     share = rank / adapter.rank
     alpha = adapter.alpha * (sqrt(share) if adapter.rslora else share)
-    squeezed = replace(adapter, rank=rank, alpha=alpha, weights={})
+    squeezed = replace(adapter, rank=rank, alpha=alpha, weights={}, frozen=0)
     rounding = adapter.scale / squeezed.scale if adapter.scale else 1.0  # 1, but for the last bit of alpha
     weights = {}
     for path, (a_IR, b_RO) in adapter.weights.items():
@@ -233,6 +240,14 @@ def _decompose(path: str, a_IR: Tensor, b_RO: Tensor) -> tuple[Tensor, Tensor, T
     b_OQ, b_QR = torch.linalg.qr(b_RO.double().T)
     u_PM, s_M, v_MQ = torch.linalg.svd(a_PR @ b_QR.T, full_matrices=False)
     return a_IP @ u_PM, s_M, v_MQ @ b_OQ.T
+
+
+def _check_plain(adapter: Adapter) -> None:
+    if adapter.magnitudes is not None:
+        raise UserError(
+            "a DoRA adapter cannot be squeezed: its magnitudes rescale whole rows of the base's weights, which no "
+            "adapter of small rank does; expected a LoRA adapter without them"
+        )
 
 
 def _check_rank(rank: int, source: int) -> None:
