@@ -1,0 +1,231 @@
+"""Mixtures and guards inside the loop: what is read, what is measured, who stops, and what neighbours notice."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetrial.errors import UserError
+from finetrial.evaluate.perplexity import mean_item_nll, perplexity
+from finetrial.model.peft_format import load_peft
+from finetrial.model.render import Rendered
+from finetrial.train.cohort import train_cohort
+from finetrial.train.mixture_config import MixtureConfig
+from finetrial.train.runs import Mixture, RunData, TrainResult, Watch
+from finetrial.train.stopping_config import StoppingConfig
+from tiny import random_rows, run_data, tiny_model
+
+
+def metrics_of(run: RunData) -> list[dict]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def weights_of(result: TrainResult) -> torch.Tensor:
+    return torch.cat([part.flatten() for _, pair in sorted(result.adapter.weights.items()) for part in pair])
+
+
+def taught(count: int, seed: int) -> list[Rendered]:
+    """Rows that all have something to learn."""
+    return [row for row in random_rows(4 * count, seed) if row.mask_T[1:].any()][:count]
+
+
+def mixed(run: RunData, ratio: object = 0.25, unit: str = "rows", count: int = 6) -> RunData:
+    config = MixtureConfig.model_validate({"unit": unit, "parts": [{"name": "old", "source": "x", "ratio": ratio}]})
+    return replace(run, rows=taught(13, seed=run.seed), mixture=Mixture(config, {"old": taught(count, seed=77)}))
+
+
+ITEMS = {f"item{k}": row for k, row in enumerate(taught(7, seed=500))}
+
+
+def guarded(run: RunData, items: dict[str, Rendered] = ITEMS, **rule: object) -> RunData:
+    config = StoppingConfig.model_validate({"suite": "old", "every": 2, **rule})
+    return replace(run, watch=Watch(config, "nll", "lower", "old nll", items))
+
+
+@pytest.mark.parametrize("unit", ["rows", "tokens"])
+def test_a_mixture_is_told_step_by_step_and_in_the_ledger(tmp_path: Path, unit: str) -> None:
+    run = mixed(run_data(tmp_path), unit=unit)
+    (result,) = train_cohort(tiny_model(), [run], 8, tmp_path / "checkpoint")
+    rows = metrics_of(run)
+    for row in rows:
+        assert row["rows_selected"] + row["rows_old"] == 4
+        assert row["tokens_selected"] + row["tokens_old"] == row["supervised_tokens"]
+    counted = result.ledger.parts
+    assert counted["old"] == {key: sum(row[f"{key}_old"] for row in rows) for key in ("rows", "tokens")}
+    assert counted["old"]["rows"] + counted["selected"]["rows"] == 32
+    if unit == "rows":
+        assert [row["rows_old"] for row in rows] == [1] * 8
+        assert (result.part_rows, result.distinct_rows) == ({"old": 6}, 13)
+    else:
+        assert run.mixture is not None
+        longest = max(int(row.mask_T[1:].sum()) for row in (*run.rows, *run.mixture.parts["old"]))
+        total = sum(row["supervised_tokens"] for row in rows)
+        assert abs(counted["old"]["tokens"] - 0.25 * total) <= longest
+
+
+def test_a_part_changes_what_is_learnt_and_a_share_of_nothing_changes_no_bit(tmp_path: Path) -> None:
+    (plain,) = train_cohort(
+        tiny_model(), [replace(run_data(tmp_path / "a"), rows=taught(13, seed=0))], 6, tmp_path / "ca"
+    )
+    (none,) = train_cohort(tiny_model(), [mixed(run_data(tmp_path / "b"), 0.0)], 6, tmp_path / "cb")
+    (some,) = train_cohort(tiny_model(), [mixed(run_data(tmp_path / "c"), 0.5)], 6, tmp_path / "cc")
+    assert torch.equal(weights_of(plain), weights_of(none))
+    assert not torch.allclose(weights_of(plain), weights_of(some), atol=1e-3)
+
+
+def test_a_cohort_with_mixtures_is_its_single_runs(tmp_path: Path) -> None:
+    def runs(folder: Path) -> list[RunData]:
+        return [
+            mixed(run_data(folder, "a", seed=1)),
+            run_data(folder, "b", seed=2),
+            mixed(run_data(folder, "c", seed=3), [[0.0, 0.0], [1.0, 0.9]], "tokens"),
+        ]
+
+    together = train_cohort(tiny_model(), runs(tmp_path / "all"), 8, tmp_path / "checkpoint")
+    for run, result in zip(runs(tmp_path / "one"), together, strict=True):
+        (alone,) = train_cohort(tiny_model(), [run], 8, tmp_path / f"checkpoint-{run.name}")
+        assert alone.ledger.parts == result.ledger.parts
+        torch.testing.assert_close(weights_of(alone), weights_of(result), rtol=1e-3, atol=1e-4)
+
+
+def test_a_mixture_refuses_rows_without_anything_to_learn(tmp_path: Path) -> None:
+    run = mixed(run_data(tmp_path))
+    assert run.mixture is not None
+    empty = Rendered(np.arange(5, dtype=np.int32), np.zeros(5, dtype=bool), 0, 0)
+    broken = replace(run, mixture=replace(run.mixture, parts={"old": [*run.mixture.parts["old"], empty]}))
+    with pytest.raises(UserError, match="part old of its mixture has 1 of 7 rows without a supervised token"):
+        train_cohort(tiny_model(), [broken], 2, tmp_path / "checkpoint")
+
+
+def test_the_guard_measures_what_the_evaluator_measures(tmp_path: Path) -> None:
+    model = tiny_model()
+    run = guarded(run_data(tmp_path), select="last", floor=100.0)
+    (result,) = train_cohort(model, [run], 6, tmp_path / "checkpoint")
+    scores = perplexity(model, [result.adapter], ITEMS)
+    base, last = (mean_item_nll(nll_K, scores.tokens_K) for nll_K in scores.nll_GK)
+    assert result.ledger.baseline == pytest.approx(base, abs=1e-6)
+    assert result.ledger.watched[-1] == {"step": 6, "value": pytest.approx(last, abs=1e-6), "missing": 0}
+    assert [one["step"] for one in result.ledger.watched] == [2, 4, 6]
+    told = {row["step"]: row["watched_nll"] for row in metrics_of(run) if "watched_nll" in row}
+    assert told == {one["step"]: one["value"] for one in result.ledger.watched}
+
+
+def test_the_best_adapter_is_kept_and_the_last_one_beside_it(tmp_path: Path) -> None:
+    """Random rows are learnt by heart, so that random texts become less likely: the first measurement is the best."""
+    run = guarded(run_data(tmp_path, learning_rate=5e-2, schedule="constant"))
+    (result,) = train_cohort(tiny_model(), [run], 8, tmp_path / "checkpoint")
+    values = {one["step"]: one["value"] for one in result.ledger.watched}
+    assert result.ledger.best_step == min(values, key=lambda step: values[step]) < 8
+    unguarded = run_data(tmp_path / "plain", learning_rate=5e-2, schedule="constant")
+    (plain,) = train_cohort(tiny_model(), [unguarded], 8, tmp_path / "plain" / "checkpoint")
+    assert result.last is not None
+    assert torch.equal(weights_of(replace(result, adapter=result.last)), weights_of(plain))
+    scores = perplexity(tiny_model(), [result.adapter], ITEMS)
+    assert mean_item_nll(scores.nll_GK[1], scores.tokens_K) == pytest.approx(min(values.values()), abs=1e-6)
+
+
+def stopping_pair(folder: Path, floor: float | None, **training: Any) -> list[RunData]:
+    """A run that leaves the base fast, with or without a guard, and its neighbour."""
+    wild = run_data(folder, "wild", seed=1, learning_rate=5e-2, schedule="constant", **training)
+    return [
+        wild if floor is None else guarded(wild, floor=floor, select="last"),
+        run_data(folder, "calm", seed=2, **training),
+    ]
+
+
+def test_a_stopped_run_leaves_the_passes_and_its_neighbour_is_bit_identical(tmp_path: Path) -> None:
+    """One row per pass, so that what a neighbour computes does not depend on who shares its passes."""
+    free = stopping_pair(tmp_path / "free", None, micro_batch_tokens=1)
+    cut = stopping_pair(tmp_path / "cut", 0.001, micro_batch_tokens=1)
+    (_, calm), (stopped, same) = (
+        train_cohort(tiny_model(), runs, 10, tmp_path / name) for name, runs in (("cf", free), ("cc", cut))
+    )
+    end = stopped.ledger.stopped_at
+    assert end is not None
+    assert end < 10
+    assert stopped.status == "done"
+    assert "worse than the base's" in str(stopped.ledger.stop_reason)
+    assert (stopped.ledger.steps, stopped.ledger.updates, stopped.ledger.rows) == (end, end, 4 * end)
+    rows = metrics_of(cut[0])
+    assert [row["step"] for row in rows] == list(range(1, end + 1))
+    assert rows[-1]["stopped"] == stopped.ledger.stop_reason
+    assert torch.equal(weights_of(calm), weights_of(same))
+    assert [row["loss"] for row in metrics_of(free[1])] == [row["loss"] for row in metrics_of(cut[1])]
+
+
+def test_a_stopped_run_is_the_run_of_so_many_steps(tmp_path: Path) -> None:
+    runs = stopping_pair(tmp_path / "cut", 0.001)
+    stopped, _ = train_cohort(tiny_model(), runs, 10, tmp_path / "cc")
+    whole = replace(stopping_pair(tmp_path / "whole", None)[0], snapshots=frozenset({stopped.ledger.stopped_at}))
+    train_cohort(tiny_model(), [whole], 10, tmp_path / "cw")
+    then = load_peft(whole.folder / "snapshots" / f"step-{stopped.ledger.stopped_at}")
+    torch.testing.assert_close(weights_of(replace(stopped, adapter=then)), weights_of(stopped), rtol=1e-3, atol=1e-4)
+
+
+def fingerprint(runs: list[RunData], results: list[TrainResult]) -> list:
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in metrics_of(run)] for run in runs]
+    adapters = [weights_of(result).numpy().tobytes() for result in results]
+    last = [None if r.last is None else weights_of(replace(r, adapter=r.last)).numpy().tobytes() for r in results]
+    return [rows, [result.ledger for result in results], adapters, last]
+
+
+@pytest.mark.parametrize("cut_after", [3, 4, 7])
+def test_resumed_equals_uninterrupted_with_guards_and_mixtures(tmp_path: Path, cut_after: int) -> None:
+    """Cut between measurements, right after one, and after the stop; the best adapter comes from the checkpoint."""
+
+    def runs(name: str) -> list[RunData]:
+        wild = {"learning_rate": 0.2, "schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0, "save_every": 2}
+        return [
+            mixed(guarded(run_data(tmp_path / name, "w", seed=1, **wild))),
+            mixed(guarded(run_data(tmp_path / name, "s", seed=1, **wild), patience=1)),
+        ]
+
+    whole = train_cohort(tiny_model(), runs("whole"), 8, tmp_path / "whole" / "checkpoint")
+    assert whole[0].ledger.best_step is not None
+    assert whole[0].ledger.best_step < 8
+    assert whole[1].ledger.stopped_at is not None
+
+    class Stop:
+        def update(self, done: int, loss: float | None) -> None:
+            if done == cut_after:
+                raise OSError("the machine is gone")
+
+    folder = tmp_path / "cut" / "checkpoint"
+    with pytest.raises(OSError, match="the machine is gone"):
+        train_cohort(tiny_model(), runs("cut"), 8, folder, Stop())  # type: ignore[arg-type]
+    resumed = train_cohort(tiny_model(), runs("cut"), 8, folder)
+    assert fingerprint(runs("cut"), resumed) == fingerprint(runs("whole"), whole)
+
+
+def test_a_guard_that_never_ran_leaves_no_measurement(tmp_path: Path) -> None:
+    (result,) = train_cohort(tiny_model(), [guarded(run_data(tmp_path), every=9)], 4, tmp_path / "checkpoint")
+    assert result.ledger.watched == []
+    assert result.ledger.best_step is None
+    assert result.last is None
+
+
+def test_a_run_whose_numbers_break_has_no_value_and_does_not_stop(tmp_path: Path) -> None:
+    runs = [
+        guarded(
+            run_data(tmp_path, "wild", learning_rate=1e30, schedule="constant", warmup_ratio=0.0, max_grad_norm=0),
+            every=1,
+            patience=1,
+        ),
+        guarded(run_data(tmp_path, "calm", seed=1), every=1, patience=9),
+    ]
+    wild, calm = train_cohort(tiny_model(), runs, 4, tmp_path / "checkpoint")
+    assert wild.status == "quarantined"
+    assert [one["value"] for one in wild.ledger.watched] == [None]
+    assert wild.ledger.watched[0]["missing"] > 0
+    assert len(calm.ledger.watched) == 4
+    assert all(one["value"] is not None for one in calm.ledger.watched)
+
+
+def test_an_item_without_anything_to_score_is_refused(tmp_path: Path) -> None:
+    empty = Rendered(np.arange(5, dtype=np.int32), np.zeros(5, dtype=bool), 0, 0)
+    with pytest.raises(UserError, match="item 'none' has no supervised token"):
+        train_cohort(tiny_model(), [guarded(run_data(tmp_path), {"none": empty})], 4, tmp_path / "checkpoint")
