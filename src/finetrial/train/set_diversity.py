@@ -1,16 +1,18 @@
 """The set-diversity term of supervised fine-tuning: completions of a prompt, drawn as a set, rewarded for differing.
 
-The run's loss becomes CE - λ E[f(S)], where S are completions that the adapter itself draws for a prompt of its rows
-and f(S) = mean quality × diversity (polychromic objectives, arXiv:2509.25424). A score of sampled text has no gradient
-of its own, and a term that merely subtracts it teaches nothing at any λ. Its expectation has one:
+The run's loss becomes CE - λ E[f(S)] / L, where S are completions that the adapter itself draws for a prompt of its
+rows, f(S) = mean quality × diversity (polychromic objectives, arXiv:2509.25424), and L is their mean length. A score
+of sampled text has no gradient of its own, and a term that merely subtracts it teaches nothing at any λ. Its
+expectation has one:
 
     ∇ E[f] = E[ sum over i of A_i ∇ log p(y_i | x) ],  A_i = mean over j of f(S without j) - f(S without i)
 
 (set_scores.py), for sets of one completion less than are drawn. So every completion becomes a row whose tokens weigh
-λ A_i / prompts: log p is the whole completion's, neither divided by its length, which would favour long copies over
-short ones, nor by the number of completions. λ then means the same whatever the sizes: a rise of the mean score by one
-hundredth is worth λ / 100 nats per token of the main loss. The gradient is exact where completions are drawn from the
-plain distribution (temperature 1, no filters); elsewhere it is that of the plain distribution at what was drawn.
+λ A_i / (prompts × L). Cross-entropy is a mean over tokens, hence L: one number for all completions of the step, so
+that neither long nor short ones are favoured, and λ means the same for short replies and long ones. Nor is there a
+division by the number of completions: that E[f] is estimated from more of them makes it no smaller. The gradient is
+exact where completions are drawn from the plain distribution (temperature 1, no filters); elsewhere it is that of the
+plain distribution at what was drawn.
 
 Shapes: G completions of a set, T tokens of a completion.
 """
@@ -33,6 +35,7 @@ from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader
 from finetrial.model.embed import embed
 from finetrial.records import Grade
+from finetrial.train.gradient_share import PROBES, TermState, weight_for_share
 from finetrial.train.journal import GENERATIONS
 from finetrial.train.lesson import Lesson, Report, Row
 from finetrial.train.rollouts import Engine, Group
@@ -65,31 +68,44 @@ class DrawnSet:
 class SetLog:
     """What became of a run's sets; a checkpoint keeps it."""
 
+    samplings: int = 0
+    """Steps with a set that has a score."""
     sets: int = 0
     missing_sets: int = 0
     equal_sets: int = 0
     """Sets that taught nothing: no completion was worth more than another."""
+    flat_sets: int = 0
+    """Sets of which diversity said nothing: it was the same whichever completion was left out."""
     first: dict[str, float] = field(default_factory=dict)
-    """Mean diversity and quality of the first sampling that had a score."""
+    """Mean diversity and quality of the first sampling."""
     recent: list[dict[str, float]] = field(default_factory=list)
     alarms: dict[str, str] = field(default_factory=dict)
     """What collapsed -> the sentence that tells so."""
 
-    def enter(self, drawn: Sequence[DrawnSet], means: Mapping[str, float], step: int) -> None:
+    def enter(self, drawn: Sequence[DrawnSet], step: int) -> dict[str, float]:
         """Count a sampling, and raise the alarm where diversity or quality has collapsed.
 
         Args:
             drawn: the sets of the step.
-            means: mean diversity and quality; empty where no set has a score.
             step: 1, 2, ...
+
+        Returns:
+            Mean diversity, quality and score of the sets; empty where none has a score.
         """
+        scored = [one.scored for one in drawn if one.scored is not None]
         self.sets += len(drawn)
-        self.missing_sets += sum(one.scored is None for one in drawn)
-        self.equal_sets += sum(one.scored is not None and not one.scored.advantage_N.any() for one in drawn)
-        if not means:
-            return
-        self.first = self.first or dict(means)
-        self.recent = [*self.recent, dict(means)][-RECENT:]
+        self.missing_sets += len(drawn) - len(scored)
+        self.equal_sets += sum(not one.advantage_N.any() for one in scored)
+        self.flat_sets += sum(one.flat for one in scored)
+        if not scored:
+            return {}
+        self.samplings += 1
+        means = {
+            name: float(np.mean([getattr(one, name) for one in scored])) for name in ("diversity", "quality", "score")
+        }
+        watched = {name: means[name] for name in ("diversity", "quality")}
+        self.first = self.first or watched
+        self.recent = [*self.recent, watched][-RECENT:]
         for name, first in self.first.items():
             now = sum(one[name] for one in self.recent) / len(self.recent)
             if name not in self.alarms and now < COLLAPSED * first:
@@ -97,6 +113,12 @@ class SetLog:
                     f"collapse: mean {name} of sets of completions is {now:.3g} at step {step}, below half of the "
                     f"{first:.3g} that it was at first"
                 )
+        return means
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the measure of diversity has told nothing apart in its first samplings."""
+        return self.samplings >= PROBES and self.flat_sets == self.sets - self.missing_sets
 
 
 class SetDiversity:
@@ -220,14 +242,26 @@ def chosen_prompts(run: RunData, step: int) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def loss_facts(run: RunData, lesson: Lesson, report: Report) -> dict[str, Any]:
-    """`quality_loss`, the main cross-entropy, and where sets were scored `combined_loss`, from which λ f is taken."""
+def loss_facts(run: RunData, ledger: Ledger, lesson: Lesson, report: Report) -> dict[str, Any]:
+    """`quality_loss`, the main cross-entropy; where sets were scored also `set_weight`, the λ in force, and
+    `combined_loss`, from which λ f is taken."""
     facts: dict[str, Any] = {"quality_loss": report.loss}
     score = lesson.facts.get("set_score")
-    weight = sets_of(run).config.weight
-    if score is not None and report.loss is not None and weight is not None:
-        facts["combined_loss"] = report.loss - weight * score
+    if score is not None and report.loss is not None:
+        weight = _weight(sets_of(run).config, ledger)
+        facts |= {"set_weight": weight, "combined_loss": report.loss - weight * score}
     return facts
+
+
+def _weight(config: SetDiversityConfig, ledger: Ledger) -> float:
+    """λ as it is written, or what gave the term its share of the last update's gradient."""
+    if config.weight is not None:
+        return config.weight
+    assert config.gradient_share is not None
+    state = TermState(**ledger.terms.get(TERM, {}))
+    if state.rest_norm is None or state.term_norm is None:
+        return 0.0
+    return weight_for_share(config.gradient_share, state.rest_norm, state.term_norm)
 
 
 def _score(
@@ -250,32 +284,32 @@ def _with_sets(
 ) -> Lesson:
     """A lesson with the rows of a run's sets; enters them into the ledger."""
     config = sets_of(run).config
-    scored = [one.scored for one in drawn if one.scored is not None]
-    means = (
-        {
-            "diversity": float(np.mean([one.diversity for one in scored])),
-            "quality": float(np.mean([one.quality for one in scored])),
-        }
-        if scored
-        else {}
-    )
+    weight = 1.0 if config.weight is None else config.weight
     log = SetLog(**ledger.sets) if ledger.sets else SetLog()
-    log.enter(drawn, means, step + 1)
+    before = replace(log)
+    means = log.enter(drawn, step + 1)
     ledger.sets = asdict(log)
+    if weight and log.deaf:
+        ledger.quarantined_at = step + 1
+        ledger.reason = (
+            f"set_diversity.score = '{config.score}': the diversity of none of {log.flat_sets} sets changes, whichever "
+            "completion is left out; it tells nothing apart, so it teaches nothing"
+        )
     tokens = sum(len(done.ids_T) for one in drawn for done in one.group.completions)
     ledger.sampled_tokens += tokens
     facts = {
         "diversity_score": means.get("diversity"),
         "set_quality": means.get("quality"),
-        "set_score": float(np.mean([one.score for one in scored])) if scored else None,
+        "set_score": means.get("score"),
         "sets": len(drawn),
-        "missing_sets": len(drawn) - len(scored),
-        "equal_sets": sum(not one.advantage_N.any() for one in scored),
+        "missing_sets": log.missing_sets - before.missing_sets,
+        "equal_sets": log.equal_sets - before.equal_sets,
         "set_tokens": tokens,
         "sample_time_s": round(seconds, 4),
     }
-    weight = 1.0 if config.weight is None else config.weight
-    rows = _rows(drawn, weight / len(scored)) if scored and weight else ()
+    scored = facts["sets"] - facts["missing_sets"]
+    length = tokens / sum(len(one.group.completions) for one in drawn)
+    rows = _rows(drawn, weight / (scored * length)) if scored and weight else ()
     updates = (*lesson.updates[:-1], (*lesson.updates[-1], *rows)) if lesson.updates else (rows,) if rows else ()
     shares = {TERM: config.gradient_share} if config.gradient_share is not None else {}
     who = {"step": step + 1, "condition": run.condition, "seed": run.seed}
@@ -290,14 +324,18 @@ def _with_sets(
 
 
 def _rows(drawn: Sequence[DrawnSet], weight: float) -> tuple[Row, ...]:
-    """A row per completion that is worth more or less than the others of its set."""
-    return tuple(
+    """A row per completion that is worth more or less than the others of its set.
+
+    Where none of the step is, one completion stands for the term with a weight of 0, so that whoever measures the
+    term's gradient finds that it is 0 instead of finding no term.
+    """
+    rows = [
         Row(one.group.stream(done), weight * advantage, term=TERM)
         for one in drawn
         if one.scored is not None
         for done, advantage in zip(one.group.completions, one.scored.advantage_N.tolist(), strict=True)
-        if advantage
-    )
+    ]
+    return tuple(row for row in rows if row.weight) or tuple(rows[:1])
 
 
 def _lines(who: Mapping[str, Any], drawn: Sequence[DrawnSet]) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ class SetScore:
     """Mean over the completions, in [0, 1]."""
     advantage_N: np.ndarray
     """float64, adds up to 0; see `advantages`."""
+    flat: bool
+    """Diversity is the same whichever completion is left out; what advantages there are come from quality alone."""
 
     @property
     def score(self) -> float:
@@ -79,8 +81,10 @@ def score_set(kind: str, members: Members, quality_N: np.ndarray, order: int) ->
     rest_N = [rule(members.without(i), order) for i in range(count)]
     if whole is None or any(value is None for value in rest_N):
         return None
+    diversity_N = np.array(rest_N, dtype=np.float64)
     kept_N = (quality_N.sum() - quality_N) / (count - 1)
-    return SetScore(whole, float(quality_N.mean()), advantages(kept_N * np.array(rest_N, dtype=np.float64)))
+    flat = not advantages(diversity_N).any()
+    return SetScore(whole, float(quality_N.mean()), advantages(kept_N * diversity_N), flat)
 
 
 def advantages(without_N: np.ndarray) -> np.ndarray:

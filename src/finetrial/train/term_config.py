@@ -51,8 +51,8 @@ class SetDiversityConfig(Config):
     weight: float | None = Field(
         default=None,
         ge=0,
-        description="lambda: nats per token of the main loss that a rise of the mean score from 0 to 1 is worth; 0 "
-        "measures and does not teach",
+        description="lambda of CE - lambda x score; the term's gradient is that of the expected score, over the mean "
+        "tokens of a completion, as CE is per token; 0 measures and does not teach",
     )
     gradient_share: float | None = Field(
         default=None, gt=0, lt=1, description="instead of a weight: the share of the gradient's norm it should have"
