@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from finetrial.campaign import measure, prepare, stages
+from finetrial.campaign import prepare, stages
 from finetrial.campaign.describe import progress
 from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.folder import Folder, open_folder
+from finetrial.campaign.measures import likelihood
 from finetrial.campaign.spec import load_spec
 from finetrial.errors import LeakError, UserError
 from finetrial.report.build import build, gather
@@ -48,8 +49,10 @@ def test_from_trajectories_to_verdicts(campaign: Path, tmp_path: Path) -> None:
         assert record["planned"]["steps"] == record["realised"]["steps"] == 3
         assert (place / "adapter" / "adapter_model.safetensors").is_file()
     table = pq.read_table(folder.path / "outcomes.parquet").to_pylist()
-    assert len(table) == (1 + 6) * (4 + 5) * 3  # base and runs, items of both suites, three metrics
-    assert all(row["value"] > 0 for row in table)
+    assert len(table) == (1 + 6) * (4 + 5) * 5  # base and runs, items of both suites, five metrics
+    gauge = [row for row in table if row["metric"] in ("kl_to_base", "kl_from_base")]
+    assert all((row["value"] > 0) == (row["condition"] != "base") for row in gauge)
+    assert all(row["value"] > 0 for row in table if row not in gauge)
     assert {row["seed"] for row in table if row["condition"] == "base"} == {None}
     findings = gather(folder.path).findings
     assert [finding.contrast for finding in findings] == [
@@ -75,7 +78,7 @@ def test_a_second_launch_trains_and_evaluates_nothing(
         raise AssertionError("nothing was left to do")
 
     monkeypatch.setattr(stages, "train_cohort", refuse)
-    monkeypatch.setattr(measure, "perplexity", refuse)
+    monkeypatch.setattr(likelihood, "perplexity", refuse)
     said: list[str] = []
     assert outcomes(launch(campaign, tmp_path / "logs", said=said)) == before
     skipped = [line for line in said if "is already evaluated" in line]

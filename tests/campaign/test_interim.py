@@ -14,10 +14,11 @@ from scipy import stats
 
 from finetrial.analyze.judge import judge
 from finetrial.analyze.table import OutcomeTable
-from finetrial.campaign import interim, measure
+from finetrial.campaign import interim
 from finetrial.campaign.describe import progress
 from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.folder import Folder
+from finetrial.campaign.measures import likelihood
 from finetrial.campaign.spec import Spec, load_spec, resolve
 from finetrial.errors import UserError
 from finetrial.records import Outcome
@@ -291,7 +292,7 @@ def test_nothing_shows_between_looks_and_a_killed_campaign_ends_the_same(
         pass
 
     whole = launch(looked, tmp_path / "whole")
-    real = measure.perplexity
+    real = likelihood.perplexity
     calls = 0
 
     def cut(*arguments: Any, **options: Any) -> Any:
@@ -301,7 +302,7 @@ def test_nothing_shows_between_looks_and_a_killed_campaign_ends_the_same(
             raise PowerCut
         return real(*arguments, **options)
 
-    monkeypatch.setattr(measure, "perplexity", cut)
+    monkeypatch.setattr(likelihood, "perplexity", cut)
     fatal = 1  # everything of the first look is trained, nothing measured
     with pytest.raises(PowerCut):
         launch(looked, tmp_path / "cut")

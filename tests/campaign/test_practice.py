@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from finetrial.campaign import measure, practice, stages
+from finetrial.campaign import practice, stages
 from finetrial.campaign.describe import cost, progress
 from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.folder import Folder
+from finetrial.campaign.measures import completions
 from finetrial.campaign.plan import Plan, cohorts
 from finetrial.campaign.practice import PracticeSet, questions
 from finetrial.campaign.preflight import preflight
@@ -126,7 +127,7 @@ def test_a_second_launch_samples_nothing(
         raise AssertionError("nothing was left to do")
 
     monkeypatch.setattr(stages, "train_cohort", refuse)
-    monkeypatch.setattr(measure, "evaluate_tasks", refuse)
+    monkeypatch.setattr(completions, "write", refuse)
     monkeypatch.setattr(practice, "prove", refuse)
     before = (finished[1].path / "outcomes.parquet").read_bytes()
     folder = launch(finished[0], logs)
@@ -138,16 +139,16 @@ def test_a_crash_between_suites_measures_only_the_rest(
 ) -> None:
     before = (finished[1].path / "outcomes.parquet").read_bytes()
     store = Folder(logs, "practice").store
-    snapshots = [key for key in store.keys("evaluate") if store.record("evaluate", key)["suite"] == "held_out@1"]
+    snapshots = [key for key in store.keys("completions") if store.record("completions", key)["suite"] == "held_out@1"]
     assert len(snapshots) == 6
-    shutil.rmtree(store.path("evaluate", snapshots[0]))
-    real, swept = measure.evaluate_tasks, []
+    shutil.rmtree(store.path("completions", snapshots[0]))
+    real, swept = completions.write, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         swept.append(len(arguments[1]))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(measure, "evaluate_tasks", counted)
+    monkeypatch.setattr(completions, "write", counted)
     folder = launch(finished[0], logs)
     assert swept == [1]
     assert (folder.path / "outcomes.parquet").read_bytes() == before
@@ -405,7 +406,7 @@ def test_completions_must_fit_the_context_of_the_base(practice: Path, tmp_path: 
 def test_a_policy_whose_logits_are_not_finite_is_missing_and_the_others_are_examined(
     practice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = measure.evaluate_tasks
+    real = completions.write
     sizes = []
 
     def breaking(model: Any, adapters: Any, *rest: Any, **named: Any) -> Any:
@@ -414,7 +415,7 @@ def test_a_policy_whose_logits_are_not_finite_is_missing_and_the_others_are_exam
             raise NotFinite(1)
         return real(model, adapters, *rest, **named)
 
-    monkeypatch.setattr(measure, "evaluate_tasks", breaking)
+    monkeypatch.setattr(completions, "write", breaking)
     folder = launch(practice, tmp_path / "logs")
     assert sizes == [6, 5]
     lost = {(row["condition"], row["seed"]) for row in rows(folder) if row["value"] is None}

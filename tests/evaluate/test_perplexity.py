@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from finetrial.errors import UserError
 from finetrial.evaluate import perplexity as module
+from finetrial.evaluate.gauge import token_gauge
 from finetrial.evaluate.perplexity import bits_per_byte, item_nll, mean_item_nll, perplexity, token_perplexity
-from finetrial.model.adapters import Adapter, fresh_adapter
+from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
 from finetrial.model.config import ModelConfig
+from finetrial.model.distribution import Head, chunked_nll, token_stats
 from finetrial.model.peft_format import save_peft
 from finetrial.model.render import Rendered
 from tiny import random_rows, tiny_model
@@ -75,6 +77,55 @@ def test_scores_do_not_depend_on_how_many_adapters_there_are():
     assert np.array_equal(perplexity(model, [], ITEMS, batch_tokens=60).nll_GK[0], together.nll_GK[0])
     for n, adapter in enumerate(adapters):
         assert np.array_equal(perplexity(model, [adapter], ITEMS, batch_tokens=60).nll_GK[1], together.nll_GK[1 + n])
+
+
+def divergences_one_at_a_time(model, adapter) -> np.ndarray:
+    """KL(base || model) and KL(model || base) of each item, from full distributions in float64."""
+    sums = []
+    with AdapterStack(model, [adapter]) as stack, torch.no_grad():
+        for row in ITEMS.values():
+            ids, mask = torch.from_numpy(row.ids_T.astype(np.int64))[None], torch.from_numpy(row.mask_T[1:])
+            logp = []
+            for who in (None, 0):
+                with stack.rows([who]):
+                    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].double()
+                logp.append(F.log_softmax(logits[mask], dim=-1))
+            r, p = logp
+            sums.append([float((r.exp() * (r - p)).sum()), float((p.exp() * (p - r)).sum())])
+    return np.array(sums).T
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("hidden_bytes", [1, 2**28])
+def test_divergences_from_the_base_cost_nothing_of_the_likelihoods(monkeypatch, merge, hidden_bytes):
+    monkeypatch.setattr(module, "ADAPTERS_PER_PASS", 2)
+    monkeypatch.setattr(module, "HIDDEN_BYTES", hidden_bytes)  # every batch is a block of its own, or all are one
+    model = tiny_model()
+    adapters = [filled(model, 0), fresh_adapter(model, ModelConfig(), 1), filled(model, 2)]
+    plain = perplexity(model, adapters, ITEMS, batch_tokens=60, merge=merge)
+    assert plain.gauge is None
+    have = perplexity(model, adapters, ITEMS, batch_tokens=60, merge=merge, gauge=True)
+    assert np.array_equal(have.nll_GK, plain.nll_GK)
+    assert have.gauge is not None
+    for values_GK in (have.gauge.to_base_GK, have.gauge.from_base_GK):
+        assert not values_GK[[0, 2]].any()  # the base, and an adapter that changes nothing
+        assert (values_GK[[1, 3]] > 0).all()
+    for n in (0, 2):
+        want = divergences_one_at_a_time(model, adapters[n])
+        np.testing.assert_allclose(have.gauge.to_base_GK[1 + n], want[0], rtol=1e-4)
+        np.testing.assert_allclose(have.gauge.from_base_GK[1 + n], want[1], rtol=1e-4)
+
+
+def test_the_gauge_is_that_of_the_distributions_chunk_by_chunk():
+    generator = torch.Generator().manual_seed(0)
+    hidden_MH, base_mH = torch.randn(12, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    head = Head(torch.randn(30, 8, generator=generator), None, softcap=3.0)
+    target_M = torch.arange(12) * 2
+    have = token_gauge(hidden_MH, target_M, base_mH, head, chunk_numbers=30 * 5)
+    assert torch.equal(have.nll_M, chunked_nll(hidden_MH, target_M, head, chunk_numbers=30 * 5))
+    for kind, value_M in (("ref_student", have.to_base_M), ("student_ref", have.from_base_M)):
+        told = token_stats(hidden_MH, target_M, head, reference_MH=base_mH.repeat(3, 1), divergence=kind)
+        torch.testing.assert_close(value_M, told.divergence_M)
 
 
 def test_progress_counts_items_under_models_and_shows_the_running_loss():

@@ -7,12 +7,14 @@ from finetrial.analyze.metrics import pass_at
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.settings import BASE, HELD_OUT, EvaluationConfig, File
 from finetrial.errors import UserError, nearest
+from finetrial.train.stopping_config import WATCHED, StoppingConfig
 
 METRICS = {
-    "perplexity": ("nll", "log_perplexity", "bits_per_byte"),
-    "tasks": ("correct", "completion_tokens"),
+    "perplexity": ("nll", "log_perplexity", "bits_per_byte", "kl_to_base", "kl_from_base"),
+    "tasks": ("correct", "completion_tokens", "correct_relaxed"),
 }
-"""What suites of each kind measure, the first by default; `pass@k` is derived from `correct`."""
+"""What suites of each kind measure, the first by default. `pass@k` is derived from `correct`, `correct_relaxed` is there
+for choices, and suites of tasks with several samples measure texts too (`EvaluationConfig.metrics`)."""
 
 
 def suite_kinds(file: File, pool: bool, tasks: bool) -> dict[str, str]:
@@ -33,6 +35,7 @@ def resolved(
     names = [condition.name for condition in conditions]
     declared = file.contrasts or _by_default(conditions, kinds)
     contrasts = tuple(_contrast(contrast, file, names, kinds, primary, place) for contrast in declared)
+    _check_watched(conditions, contrasts, kinds, place)
     seen: set[str] = set()
     for contrast in contrasts:
         if contrast.name in seen:
@@ -40,6 +43,40 @@ def resolved(
         seen.add(contrast.name)
         _check_snapshot(contrast, conditions, place)
     return contrasts
+
+
+def _check_watched(
+    conditions: Sequence[Condition], contrasts: Sequence[Contrast], kinds: Mapping[str, str], place: str
+) -> None:
+    """Refuse a guard that watches what cannot be watched, and contrasts on what one watches.
+
+    The watched items choose when a run stops and which of its adapters is kept, so a run's values on them are better
+    than they would be on others like them.
+    """
+    for one in conditions:
+        if one.stopping is None:
+            continue
+        suite, where = one.stopping.suite, f"{place}: [stopping] of {one.name}"
+        if suite not in kinds:
+            raise UserError(f"{where}: suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}")
+        metrics = WATCHED.get(kinds[suite], ())
+        if (one.stopping.metric or metrics[0]) not in metrics:
+            raise UserError(
+                f"{where}: metric {one.stopping.metric!r} cannot be watched on suites of kind {kinds[suite]}"
+                f"{nearest(str(one.stopping.metric), metrics)}; there are {', '.join(metrics)}"
+            )
+        for contrast in contrasts:
+            if suite in {(on or "").partition("@")[0] for on in (contrast.suite, contrast.minus_suite)}:
+                raise UserError(
+                    f"{place}: [[contrasts]] {contrast.name!r} is on suite {suite!r}, which [stopping] of {one.name} "
+                    "watches: its items choose that run's adapter, so its values there are too good; compare on another "
+                    "suite, or watch another"
+                )
+
+
+def watched_metric(stopping: StoppingConfig, kind: str) -> str:
+    """What a guard measures on a suite of this kind."""
+    return stopping.metric or WATCHED[kind][0]
 
 
 def _check_snapshot(contrast: Contrast, conditions: Sequence[Condition], place: str) -> None:
@@ -96,26 +133,30 @@ def _kind(suite: str, contrast: Contrast, file: File, kinds: Mapping[str, str], 
         return kinds[suite]
     name, _, step = suite.partition("@")
     every = file.evaluation.every
-    if kinds.get(name) == "tasks" and every and step.isdigit() and int(step) and int(step) % every == 0:
+    if name in kinds and every and step.isdigit() and int(step) and int(step) % every == 0:
         if BASE in (contrast.candidate, contrast.baseline):
             raise UserError(f"{place}: [[contrasts]] suite {suite!r}: the base has no steps; compare on {name!r}")
-        return "tasks"
+        return kinds[name]
     raise UserError(
         f"{place}: [[contrasts]] suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}"
     )
 
 
 def _check_metric(metric: str, where: str, contrast: Contrast, kind: str, file: File, place: str) -> None:
+    suites = [suite.partition("@")[0] for suite in (contrast.suite, contrast.minus_suite) if suite]
     if kind == "tasks" and (k := pass_at(metric)) is not None:
-        for name in [suite.partition("@")[0] for suite in (contrast.suite, contrast.minus_suite) if suite]:
+        for name in suites:
             samples = _evaluation(name, file).samples
             if k > samples:
                 raise UserError(
                     f"{place}: {where} {metric!r} needs {k} samples of every item; suite {name!r}: samples is {samples}"
                 )
         return
-    if metric not in METRICS[kind]:
-        known = [*METRICS[kind], *(["pass@k"] if kind == "tasks" else [])]
+    known = list(METRICS[kind])
+    if kind == "tasks":
+        texts = [_evaluation(name, file).metrics for name in suites]
+        known += ["pass@k", *(name for name in texts[0] if name in texts[-1])]
+    if metric not in known:
         raise UserError(
             f"{place}: {where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, known)}; "
             f"there are {', '.join(known)}"

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
 from finetrial.campaign.folder import Folder, Say, publish, write_outcomes
+from finetrial.campaign.health import room
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.manifest import (
     base_facts,
@@ -145,7 +146,7 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
             _squeeze(launch, decided, records, manifest)
             clock.lap("model_io_s")
             outcomes = STAGES["evaluate"](launch, part, records)
-            manifest["integrity"] = checks + integrity(part, records, outcomes, is_dry)
+            manifest["integrity"] = checks + integrity(part, records, outcomes, is_dry) + room(outcomes)
             if spec.looks is not None and interim.undecided(spec, taken):
                 taken.append(_take_look(spec, n_seeds, decided, records, outcomes, taken, manifest, say))
             manifest["runs"] = run_entries(decided, records, taken)

@@ -7,17 +7,18 @@ imports torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from finetrial.campaign.conditions import Condition
+from finetrial.campaign.contrasts import watched_metric
 from finetrial.campaign.practice import PracticeSet
 from finetrial.campaign.spec import Spec
 from finetrial.data.select import Selection
 from finetrial.identity import digest, stage_key
 from finetrial.store import Store, read_json
 
-STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 1, "rl": 1, "tasks": 1}
+STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 2, "rl": 1, "completions": 1, "grades": 1, "texts": 1}
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
 Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]
@@ -76,6 +77,8 @@ class Inputs:
     upstream: Mapping[str, Mapping[str, Any]]
     """condition -> what its rows or tasks are from (pool, split, score and selection tables); for reasons only."""
     suites: tuple[Suite, ...]
+    parts: Mapping[str, Mapping[str, Selection]] = field(default_factory=dict)
+    """condition -> part of its mixture -> the rows of that part."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class Run:
     saves_s: float | None = None
     snapshots: tuple[int, ...] = ()
     """Steps after which the adapter is kept as it is then."""
+    parts: Mapping[str, Selection] = field(default_factory=dict)
+    """Part of its mixture -> the rows of that part."""
 
     @property
     def objective(self) -> str:
@@ -112,9 +117,10 @@ class Run:
         return f"{self.condition}_s{self.seed}"
 
     @property
-    def rows(self) -> frozenset[tuple[str, str]]:
-        """(id, content hash) of every row or task it trains on."""
-        return frozenset(zip(self.selection.ids, self.selection.content_hashes, strict=True))
+    def rows(self) -> frozenset[tuple[str, ...]]:
+        """(id, content hash) of every row or task it trains on; of a row that is mixed in also its part."""
+        mixed = ((*row, name) for name, part in self.parts.items() for row in _identities(part))
+        return frozenset([*_identities(self.selection), *mixed])
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def plan(
     runs = []
     for seed in spec.campaign.seeds:
         for condition in spec.conditions:
-            run = _run(condition, seed, inputs, _snapshot_every(spec, inputs), dry)
+            run = _run(condition, seed, inputs, spec.evaluation.every, dry)
             run = _decide(run, inputs.numerics, spec.campaign.mix_numerics, store, published.get(run.name), kin)
             if run.key in spared and run.decision == "NEW":
                 run = replace(run, decision="STOPPED", reason=spared[run.key])
@@ -169,7 +175,7 @@ def plan(
         if name not in wanted
     )
     steps = sorted({step for run in runs for step in run.snapshots})
-    snapshots = [suite.at(step) for suite in inputs.suites if suite.kind == "tasks" for step in steps]
+    snapshots = [suite.at(step) for suite in inputs.suites for step in steps]
     return Plan(tuple(runs), (*inputs.suites, *snapshots), leftover)
 
 
@@ -187,14 +193,9 @@ def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
             yield tuple(group[start : start + size])
 
 
-def _snapshot_every(spec: Spec, inputs: Inputs) -> int:
-    """Steps between snapshots; 0 where nothing would be measured at them."""
-    return spec.evaluation.every if any(suite.kind == "tasks" for suite in inputs.suites) else 0
-
-
 def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool) -> Run:
     selection = inputs.selections[condition.name, seed]
-    steps = condition.training.steps(len(selection.ids))
+    steps, parts = condition.steps(len(selection.ids)), inputs.parts.get(condition.name, {})
     snapshots = tuple(range(every, steps, every)) if every else ()
     model = condition.model.model_dump(mode="json", exclude={"base", "revision", "dtype", "lora_alpha"})
     training = condition.training.model_dump(mode="json", exclude=NOT_SCIENCE)
@@ -207,6 +208,15 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
         science["anchor"] = condition.anchor.model_dump(mode="json")
     if condition.set_diversity is not None:
         science["set_diversity"] = condition.set_diversity.model_dump(mode="json")
+    if condition.mixture is not None:
+        shares = {part.name: [list(point) for point in part.points] for part in condition.mixture.parts}
+        mixed = {name: {"share": shares[name], "rows": part.key} for name, part in parts.items()}
+        science["mixture"] = {"unit": condition.mixture.unit, "parts": mixed}
+    if condition.stopping is not None:
+        watched = next(suite for suite in inputs.suites if suite.name == condition.stopping.suite)
+        rule = condition.stopping.model_dump(mode="json", exclude={"suite", "metric"})
+        metric = watched_metric(condition.stopping, watched.kind)
+        science["stopping"] = {**rule, "metric": metric, "suite": watched.hash}
     if snapshots:
         science["snapshots"] = list(snapshots)
     if dry:
@@ -234,6 +244,7 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
         science_key=science_key,
         key=digest({"science": science_key, "numerics": inputs.numerics}),
         snapshots=snapshots,
+        parts=parts,
     )
 
 
@@ -276,15 +287,37 @@ def _what_changed(run: Run, earlier: str, store: Store) -> str:
     reasons = []
     if before != run.rows:
         causes = _differences(record["upstream"], run.upstream)
-        lost = len(before - run.rows)
-        moved = f"{lost} of {len(before)} {_rows(run)} changed"
-        if not lost:
-            moved = f"{len(before)} {_rows(run)} became {len(run.rows)}"
+        moved = _moved(before, run.rows, _rows(run))
         reasons.append(f"{moved}: {_listed(causes)}" if causes else moved)
     if record["base_key"] != run.base_key:
         reasons.append("the base model, its tokenizer or its template changed")
-    reasons += _differences(record["science"], run.science)
+    reasons += _differences(_without_rows(record["science"]), _without_rows(run.science))
     return "; ".join(reasons) or "the train stage's version changed"
+
+
+def _moved(before: frozenset[tuple[str, ...]], after: frozenset[tuple[str, ...]], rows: str) -> str:
+    """Which rows changed, of the selection and of every part of a mixture, in words."""
+    told = []
+    for name in sorted({row[2:] for row in before | after}):
+        old, new = ({row for row in side if row[2:] == name} for side in (before, after))
+        lost, of = len(old - new), f" of part {name[0]}" if name else ""
+        if lost:
+            told.append(f"{lost} of {len(old)} {rows}{of} changed")
+        elif old != new:
+            told.append(f"{len(old)} {rows}{of} became {len(new)}")
+    return " and ".join(told)
+
+
+def _without_rows(science: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the digests of mixed rows, which say less of a change than the rows themselves do."""
+    if "mixture" not in science:
+        return dict(science)
+    parts = {name: {"share": part["share"]} for name, part in science["mixture"]["parts"].items()}
+    return {**science, "mixture": {**science["mixture"], "parts": parts}}
+
+
+def _identities(rows: Selection | PracticeSet) -> list[tuple[str, str]]:
+    return list(zip(rows.ids, rows.content_hashes, strict=True))
 
 
 def _rows(run: Run) -> str:

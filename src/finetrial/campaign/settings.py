@@ -10,6 +10,8 @@ from finetrial.data.score import ScoreConfig
 from finetrial.data.select import SelectionConfig
 from finetrial.data.split import SplitConfig
 from finetrial.data.tasks import TaskConfig
+from finetrial.evaluate.diversity import SEMANTIC, TEXTUAL
+from finetrial.evaluate.rouge import ROUGE
 from finetrial.generate.config import SamplingConfig
 from finetrial.grade.config import GraderConfig
 from finetrial.model.config import ModelConfig
@@ -25,6 +27,12 @@ BASE = "base"
 
 HELD_OUT = "held_out"
 """Name of the suite of tasks that `[tasks]` holds out."""
+
+INSTRUMENTS = (*TEXTUAL, *SEMANTIC, *ROUGE)
+"""What is measured of completions' texts where a suite asks for it."""
+
+OWN_SETTINGS = ("samples", "temperature", "top_p", "max_tokens", "diversity", "semantic", "matched_words")
+"""What a suite may say itself, and `[evaluation]` for all that do not."""
 
 
 class DataConfig(Config):
@@ -77,6 +85,9 @@ class SuiteConfig(Config):
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
+    diversity: bool | None = Field(default=None, description="tasks: default as [evaluation], as the next two")
+    semantic: bool | None = None
+    matched_words: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "SuiteConfig":
@@ -107,6 +118,17 @@ class EvaluationConfig(Config):
     top_p: float = Field(default=1.0, gt=0, le=1, description="tasks: keep the likeliest tokens that reach this mass")
     max_tokens: int = Field(default=128, ge=1, description="tasks: most tokens of a completion")
     seed: int = Field(default=0, description="tasks: of the sampling noise, which all conditions and seeds share")
+    diversity: bool | None = Field(
+        default=None,
+        description="tasks: measure how the samples of a prompt differ and how they resemble its reference; unset: "
+        "where there are several samples",
+    )
+    semantic: bool = Field(default=True, description="tasks: with diversity, also by embeddings of the base")
+    matched_words: int | None = Field(
+        default=None,
+        ge=1,
+        description="tasks: words that distinct_n_matched cuts samples to; unset: those of a prompt's shortest one",
+    )
     every: int = Field(default=0, ge=0, description="tasks: measure adapters also every so many steps; 0 for never")
 
     @model_validator(mode="after")
@@ -123,9 +145,23 @@ class EvaluationConfig(Config):
         Raises:
             pydantic.ValidationError: together they make no sense.
         """
-        own = {key: getattr(suite, key) for key in ("samples", "temperature", "top_p", "max_tokens")}
+        own = {key: getattr(suite, key) for key in OWN_SETTINGS}
         changed = {key: value for key, value in own.items() if value is not None}
         return EvaluationConfig.model_validate({**self.model_dump(), **changed}) if changed else self
+
+    @property
+    def instruments(self) -> dict[str, Any]:
+        """What is measured of completions' texts beside their grades; empty for nothing."""
+        if self.diversity is False or (self.diversity is None and self.samples == 1):
+            return {}
+        return {"semantic": self.semantic, "matched_words": self.matched_words}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of those measurements."""
+        if not self.instruments:
+            return ()
+        return tuple(name for name in INSTRUMENTS if self.semantic or name not in SEMANTIC)
 
     @property
     def sampling(self) -> SamplingConfig:

@@ -2,23 +2,26 @@
 
 The items are sorted and padded once; every adapter then sees the very same batches, whose composition depends on
 neither the adapters nor their number. What rounding a batch brings is therefore common to all of them and cancels
-in a contrast; where adapters are merged, one that is zero scores the base's numbers bit for bit.
+in a contrast; where adapters are merged, one that is zero scores the base's numbers bit for bit. On demand each model's
+divergence from the base is measured in the same sweep, from the base's hidden states of the same batches.
 
 Shapes: G scored models (0 is the base, 1 + n is adapter n), K items.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetrial.errors import UserError
+from finetrial.evaluate.gauge import token_gauge
 from finetrial.evaluate.progress import Progress
 from finetrial.model.adapters import Adapter, AdapterStack
-from finetrial.model.loss import Batch, Head, Stream, collate, head_of, stream, token_nll
+from finetrial.model.distribution import Head, chunked_nll
+from finetrial.model.loss import Batch, Stream, collate, head_of, stream, supervised_hidden
 from finetrial.model.render import Rendered
 
 ADAPTERS_PER_PASS = 8
@@ -26,6 +29,20 @@ ADAPTERS_PER_PASS = 8
 
 CPU_BATCH_TOKENS = 1024
 """Padded tokens after which a longer batch is slower on a CPU: its activations leave the cache."""
+
+
+HIDDEN_BYTES = 2**28
+"""The base's hidden states that are kept for the divergences of other models: items are swept in blocks of so many."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Divergences from the base per model and item: nats summed over supervised tokens; row 0, the base's, is 0."""
+
+    to_base_GK: np.ndarray
+    """KL(base || model)."""
+    from_base_GK: np.ndarray
+    """KL(model || base)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class Likelihoods:
     """int64 supervised tokens."""
     bytes_K: np.ndarray
     """int64 UTF-8 bytes of those tokens' text."""
+    gauge: Gauge | None = None
+    """Where it was asked for."""
 
 
 def perplexity(
@@ -49,6 +68,7 @@ def perplexity(
     batch_tokens: int = 8192,
     progress: Progress | None = None,
     merge: bool | None = None,
+    gauge: bool = False,
 ) -> Likelihoods:
     """Score every item under the base and under each adapter.
 
@@ -61,6 +81,7 @@ def perplexity(
         progress: shown in units of one item under one model, with the running mean loss per token.
         merge: fold each adapter into a copy of the weights, one sweep per adapter, instead of row groups; the
             default does so for a float32 base on a CPU, where it is faster and equal up to rounding.
+        gauge: measure each model's divergences from the base too; the other numbers stay as they are, bit for bit.
 
     Raises:
         UserError: there are no items, or one has no supervised token.
@@ -82,7 +103,7 @@ def perplexity(
     head = head_of(model)
     names = tuple(streams)
     places = {name: place for place, name in enumerate(names)}
-    nll_GK = np.zeros((1 + len(adapters), len(names)))
+    sums_QGK = np.zeros((3 if gauge else 1, 1 + len(adapters), len(names)))
     tokens_K = np.array([len(streams[name].target_M) for name in names])
     batches = [
         ([places[name] for name in chosen], collate([streams[name] for name in chosen], device))
@@ -90,18 +111,27 @@ def perplexity(
     ]
     seen_nll = seen_tokens = done = 0
     with AdapterStack(model, adapters) as stack, torch.inference_mode():
-        for group in _groups(len(adapters), merge):
-            with stack.merged(group[0] - 1) if merge and group[0] else contextlib.nullcontext():
-                for chosen, batch in batches:
-                    nll_gk = _score(model, head, stack, group, batch)
-                    nll_GK[np.ix_(group, chosen)] = nll_gk
-                    done += nll_gk.size
-                    seen_nll += float(nll_gk.sum())
-                    seen_tokens += len(group) * int(tokens_K[chosen].sum())
-                    if progress is not None:
-                        progress.update(done, seen_nll / seen_tokens)
+        for block in _blocks(batches, head.weight_VH, gauge):
+            known: list[Tensor] = []
+            for group in _groups(len(adapters), merge):
+                with stack.merged(group[0] - 1) if merge and group[0] else contextlib.nullcontext():
+                    for b, (chosen, batch) in enumerate(block):
+                        hidden_MH, repeated = _hidden(model, stack, group, batch)
+                        if gauge and group[0] == 0:
+                            known.append(hidden_MH[: len(batch.target_M)].clone())
+                        reference = known[b] if gauge and group != [0] else None  # the base alone is its own
+                        sums_Qgk = _sums(hidden_MH, repeated, head, len(group), reference)
+                        sums_QGK[np.ix_(range(len(sums_Qgk)), group, chosen)] = sums_Qgk
+                        done += sums_Qgk[0].size
+                        seen_nll += float(sums_Qgk[0].sum())
+                        seen_tokens += len(group) * int(tokens_K[chosen].sum())
+                        if progress is not None:
+                            progress.update(done, seen_nll / seen_tokens)
     bytes_K = np.array([items[name].supervised_bytes for name in names])
-    return Likelihoods(names, nll_GK, tokens_K, bytes_K)
+    if not gauge:
+        return Likelihoods(names, sums_QGK[0], tokens_K, bytes_K)
+    sums_QGK[1:, 0] = 0.0  # the base lies at no distance from itself, also where rounding says otherwise
+    return Likelihoods(names, sums_QGK[0], tokens_K, bytes_K, Gauge(sums_QGK[1], sums_QGK[2]))
 
 
 def item_nll(nll_K: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
@@ -162,8 +192,22 @@ def _batches(streams: Mapping[str, Stream], batch_tokens: int) -> list[list[str]
     return batches
 
 
-def _score(model: nn.Module, head: Head, stack: AdapterStack, group: Sequence[int], batch: Batch) -> np.ndarray:
-    """Nats of each item of a batch under each model of `group`: (models, items)."""
+def _blocks(
+    batches: Sequence[tuple[list[int], Batch]], weight_VH: Tensor, gauge: bool
+) -> Iterator[Sequence[tuple[list[int], Batch]]]:
+    """Batches that all models pass before the next ones: all at once, unless the base's hidden states are kept."""
+    start = size = 0
+    for b, (_, batch) in enumerate(batches):
+        size += len(batch.target_M) * weight_VH.shape[1] * weight_VH.element_size()
+        if gauge and size > HIDDEN_BYTES and b > start:
+            yield batches[start:b]
+            start, size = b, len(batch.target_M) * weight_VH.shape[1] * weight_VH.element_size()
+    yield batches[start:]
+
+
+def _hidden(model: nn.Module, stack: AdapterStack, group: Sequence[int], batch: Batch) -> tuple[Tensor, Batch]:
+    """Hidden states (M, H) at the supervised positions of a batch under each model of `group`, one after another, and
+    the batch so repeated."""
     rows, copies = len(batch.counts_S), len(group)
     starts_G1 = torch.arange(copies, device=batch.ids_ST.device)[:, None] * batch.ids_ST.numel()
     repeated = Batch(
@@ -173,6 +217,16 @@ def _score(model: nn.Module, head: Head, stack: AdapterStack, group: Sequence[in
         batch.counts_S * copies,
     )
     with stack.rows([g - 1 if g else None for g in group for _ in range(rows)]):
-        nll_M = token_nll(model, head, repeated).double().cpu().numpy()
-    starts = np.concatenate([[0], np.cumsum(repeated.counts_S)[:-1]])
-    return np.add.reduceat(nll_M, starts).reshape(copies, rows)
+        return supervised_hidden(model, repeated), repeated
+
+
+def _sums(hidden_MH: Tensor, batch: Batch, head: Head, copies: int, base_mH: Tensor | None) -> np.ndarray:
+    """Nats of each item under each model: (quantities, models, items); both divergences where the base is given."""
+    if base_mH is None:
+        found = [chunked_nll(hidden_MH, batch.target_M, head)]
+    else:
+        gauge = token_gauge(hidden_MH, batch.target_M, base_mH, head)
+        found = [gauge.nll_M, gauge.to_base_M, gauge.from_base_M]
+    starts = np.concatenate([[0], np.cumsum(batch.counts_S)[:-1]])
+    sums = [np.add.reduceat(values_M.double().cpu().numpy(), starts) for values_M in found]
+    return np.stack(sums).reshape(len(found), copies, -1)

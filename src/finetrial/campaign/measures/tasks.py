@@ -1,0 +1,213 @@
+"""Suites of kind `tasks`: completions, their grades, and how samples of an item differ; three kinds of artefact.
+
+Grades are keyed by completions and grader, texts' metrics by completions and instruments: a changed grader grades
+again what is stored, and nothing is written anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from finetrial.campaign.launch import Launch
+from finetrial.campaign.measures import completions
+from finetrial.campaign.measures.examinee import Examinee, put, stored
+from finetrial.campaign.plan import STAGE_VERSIONS, Suite
+from finetrial.campaign.practice import Exam, Grading
+from finetrial.evaluate.diversity import diversity_by_prompt
+from finetrial.evaluate.rouge import LEAST_WORDS, rouge_of_words, rouge_words
+from finetrial.grade.grade import resolved
+from finetrial.identity import digest, stage_key
+from finetrial.model.embed import embed
+from finetrial.records import Outcome, Task
+
+GRADES = pa.schema([("item", pa.string()), ("sample", pa.int64()), ("grade", pa.float64()), ("reason", pa.string())])
+"""Columns of stored grades; `grade` is null where none could be given."""
+
+TEXTS = pa.schema([("item", pa.string()), ("sample", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+"""Columns of stored metrics of texts, a row for each number; those of an item as a whole have sample 0."""
+
+NOT_FINITE = "logits are not finite"
+
+
+def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None:
+    """Complete, grade and measure what is lacking, and store it."""
+    exam = launch.prepared.tasks.exams[suite.of]
+    lacking = {one.name: _lacking(launch, exam, one) for one in examinees}
+    for one in examinees:
+        if not lacking[one.name]:
+            first = completions.key(launch, exam, completions.blocks(exam)[0], one)
+            launch.say(f"[{suite.name}] {one.name} is already evaluated ({first[:12]})")
+        elif completions.STAGE not in lacking[one.name]:
+            again = " and ".join({"grades": "graded", "texts": "measured"}[stage] for stage in lacking[one.name])
+            launch.say(f"[{suite.name}] {one.name}: its completions are stored; they are {again} without writing anew")
+    completions.complete(launch, suite, exam, [one for one in examinees if completions.STAGE in lacking[one.name]])
+    for one in examinees:
+        if lacking[one.name]:
+            _grade(launch, suite, exam, one)
+            if exam.evaluation.instruments:
+                _measure_texts(launch, suite, exam, one)
+
+
+def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
+    """Per item and sample `correct`, the grade, and `completion_tokens`; with `[evaluation] diversity` also what
+    `finetrial.evaluate.diversity` measures of an item's samples and `rouge_n` of each sample.
+
+    Choices are graded twice, strictly as `correct` and with every way of naming an option as `correct_relaxed`.
+    Nothing is left out: what is missing is there without a value.
+    """
+    exam = launch.prepared.tasks.exams[suite.of]
+    groups = {task.id: task.group for task in exam.tasks}
+    written = completions.read(launch, exam, one)
+    found: list[Outcome] = []
+    for block, texts in zip(completions.blocks(exam), written, strict=True):
+        for row in texts.to_pylist():
+            tokens = None if row["tokens"] is None else float(row["tokens"])
+            found.append(
+                one.outcome(suite, row["item"], groups[row["item"]], "completion_tokens", tokens, row["sample"])
+            )
+        broken = bool(texts["text"].null_count)
+        for metric, grading in _gradings(exam).items():
+            for row in stored(launch, "grades", _grades_key(launch, exam, block, one, grading)).to_pylist():
+                value = None if broken else row["grade"]
+                found.append(one.outcome(suite, row["item"], groups[row["item"]], metric, value, row["sample"]))
+        if exam.evaluation.instruments:
+            for row in stored(launch, "texts", _texts_key(launch, exam, block, one)).to_pylist():
+                value = None if broken else row["value"]
+                found.append(one.outcome(suite, row["item"], groups[row["item"]], row["metric"], value, row["sample"]))
+    return found
+
+
+def answers(launch: Launch, suite: Suite, one: Examinee) -> pa.Table:
+    """Everything that a model wrote on a suite, with grades and whose it is."""
+    exam = launch.prepared.tasks.exams[suite.of]
+    groups = {task.id: task.group for task in exam.tasks}
+    tables = []
+    for block, texts in zip(completions.blocks(exam), completions.read(launch, exam, one), strict=True):
+        graded = stored(launch, "grades", _grades_key(launch, exam, block, one, exam.grading))
+        table = texts.append_column("grade", graded["grade"]).append_column("reason", graded["reason"])
+        if table["text"].null_count:
+            missing = {"grade": pa.nulls(len(table), pa.float64()), "reason": pa.array([NOT_FINITE] * len(table))}
+            for name, column in missing.items():
+                table = table.set_column(table.schema.get_field_index(name), name, column)
+        tables.append(table)
+    table = pa.concat_tables(tables)
+    who = {
+        "condition": pa.array([one.condition] * len(table)),
+        "seed": pa.array([one.seed] * len(table), pa.int64()),
+        "suite": pa.array([suite.name] * len(table)),
+        "item": table["item"],
+        "group": pa.array([groups[item] for item in table["item"].to_pylist()]),
+    }
+    return pa.table({**who, **{name: table[name] for name in table.column_names if name not in who}})
+
+
+def _gradings(exam: Exam) -> dict[str, Grading]:
+    """Metric -> how completions are graded for it."""
+    found = {"correct": exam.grading}
+    config = exam.grading.config
+    if resolved(config, exam.grading.auto) == "choice" and not config.relaxed:
+        relaxed = config.model_copy(update={"relaxed": True})
+        found["correct_relaxed"] = Grading(relaxed, exam.grading.auto)
+    return found
+
+
+def _lacking(launch: Launch, exam: Exam, one: Examinee) -> list[str]:
+    """Stages of which some block is not stored."""
+    store, lacking = launch.folder.store, []
+    for block in completions.blocks(exam):
+        keys = [(completions.STAGE, completions.key(launch, exam, block, one))]
+        keys += [("grades", _grades_key(launch, exam, block, one, grading)) for grading in _gradings(exam).values()]
+        if exam.evaluation.instruments:
+            keys.append(("texts", _texts_key(launch, exam, block, one)))
+        lacking += [stage for stage, key in keys if not store.has(stage, key)]
+    return list(dict.fromkeys(lacking))
+
+
+def _grades_key(launch: Launch, exam: Exam, block: Sequence[Task], one: Examinee, grading: Grading) -> str:
+    inputs = {
+        "completions": completions.key(launch, exam, block, one),
+        "tasks": digest([task.content_hash for task in block]),
+        "grader": grading.key,
+    }
+    return stage_key("grades", STAGE_VERSIONS["grades"], {}, inputs)
+
+
+def _texts_key(launch: Launch, exam: Exam, block: Sequence[Task], one: Examinee) -> str:
+    inputs = {
+        "completions": completions.key(launch, exam, block, one),
+        "references": digest([task.gold or task.reference for task in block]),
+    }
+    return stage_key("texts", STAGE_VERSIONS["texts"], exam.evaluation.instruments, inputs)
+
+
+def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
+    """Grade what a model wrote by every grader of the suite that has not graded it yet."""
+    for block in completions.blocks(exam):
+        for grading in _gradings(exam).values():
+            key = _grades_key(launch, exam, block, one, grading)
+            if launch.folder.store.has("grades", key):
+                continue
+            written = stored(launch, completions.STAGE, completions.key(launch, exam, block, one)).to_pylist()
+            there = [row for row in written if row["text"] is not None]
+            tasks = {task.id: task for task in block}
+            given = iter(
+                launch.graders.of(grading).grade([tasks[row["item"]] for row in there], [row["text"] for row in there])
+                if there
+                else []
+            )
+            rows = []
+            for row in written:
+                value, reason = None, NOT_FINITE
+                if row["text"] is not None:
+                    grade = next(given)
+                    value, reason = grade.value, grade.reason
+                rows.append({"item": row["item"], "sample": row["sample"], "grade": value, "reason": reason})
+            put(launch, "grades", key, suite, one, pa.Table.from_pylist(rows, schema=GRADES))
+
+
+def _measure_texts(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
+    """Measure the samples of every item that has not been measured yet."""
+    for block in completions.blocks(exam):
+        key = _texts_key(launch, exam, block, one)
+        if launch.folder.store.has("texts", key):
+            continue
+        written = stored(launch, completions.STAGE, completions.key(launch, exam, block, one)).to_pylist()
+        if any(row["text"] is None for row in written):
+            written = [{**row, "text": "", "finished": False} for row in written]  # told as missing when it is read
+        samples = exam.evaluation.samples
+        by_item = [written[start : start + samples] for start in range(0, len(written), samples)]
+        rows = _texts(launch, exam, block, by_item)
+        put(launch, "texts", key, suite, one, pa.Table.from_pylist(rows, schema=TEXTS))
+
+
+def _texts(
+    launch: Launch, exam: Exam, block: Sequence[Task], by_item: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Every metric of the samples of a block, a row for each number."""
+    evaluation = exam.evaluation
+    texts = [[row["text"] for row in mine] for mine in by_item]
+    embeddings = None
+    if evaluation.instruments["semantic"]:
+        flat = [text for mine in texts for text in mine]
+        vectors_NH = embed(launch.base.model, launch.base.tokenizer, flat, evaluation.batch_tokens)
+        embeddings = np.split(vectors_NH, len(texts))
+    values = diversity_by_prompt(
+        texts,
+        vocabulary=launch.base.vocabulary,
+        embeddings=embeddings,
+        finished=[[row["finished"] for row in mine] for mine in by_item],
+        matched=evaluation.matched_words,
+    )
+    rows = []
+    for task, mine, measured in zip(block, texts, values, strict=True):
+        rows += [{"item": task.id, "sample": 0, "metric": name, "value": value} for name, value in measured.items()]
+        wanted = rouge_words(task.gold or task.reference)
+        if len(wanted) >= LEAST_WORDS:
+            rows += [
+                {"item": task.id, "sample": j, "metric": name, "value": value}
+                for j, text in enumerate(mine)
+                for name, value in rouge_of_words(rouge_words(text), wanted).items()
+            ]
+    return rows
