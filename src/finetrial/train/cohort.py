@@ -21,7 +21,7 @@ from torch import nn
 from finetrial import seeds
 from finetrial.errors import Interrupted, UserError
 from finetrial.evaluate.progress import Progress
-from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
+from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapters
 from finetrial.model.loss import collate, head_of, supervised_hidden
 from finetrial.model.peft_format import save_peft
 from finetrial.train import checkpoint as checkpoints
@@ -83,9 +83,9 @@ def train_cohort(
     with contextlib.ExitStack() as exits:
         stop = exits.enter_context(termination())
         exits.enter_context(recomputed(model, any(run.train.gradient_checkpointing for run in runs)))
-        fresh = [fresh_adapter(model, run.model, run.seed) for run in runs]
+        fresh = fresh_adapters(model, [(run.model, run.seed) for run in runs])
         stack = exits.enter_context(AdapterStack(model, fresh, trainable=True))
-        optimiser = StackedAdamW([run.train for run in runs], stack.flat_NP)
+        optimiser = StackedAdamW([run.train for run in runs], stack.flat_NP, stack.b_P, stack.frozen_NP)
         grad_NP = stack.grad_NP
         engine = Engine(model, head, stack)
         anchors = Anchors(objectives, References(model, head, stack, budget))
