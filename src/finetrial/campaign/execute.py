@@ -171,8 +171,9 @@ def _cohorts(folder: Folder, part: Plan, missing: Sequence[Run], size: int) -> I
 
 
 def _squeeze(launch: Launch, decided: Plan, records: Mapping[str, Mapping[str, Any]], manifest: dict[str, Any]) -> None:
-    """With `[squeeze]`: say once, of the first finished run, how small a rank would have done."""
-    done = [run for run in decided.runs if records.get(run.name, {}).get("status") == "done"]
+    """With `[squeeze]`: say once, of the first finished run without DoRA, how small a rank would have done."""
+    plain = [run for run in decided.runs if not launch.spec.condition(run.condition).model.dora]
+    done = [run for run in plain if records.get(run.name, {}).get("status") == "done"]
     config = launch.spec.squeeze
     if config is None or "squeeze" in manifest or not done:
         return
