@@ -131,7 +131,7 @@ def _store_run(launch: Launch, run: Run, data: RunData, result: TrainResult, sha
         "realised": {
             "steps": result.ledger.steps,
             **realised,
-            "rank": result.adapter.rank,
+            "rank": result.adapter.trained_rank,
             "scale": result.adapter.scale,
             "tokens": result.ledger.tokens,
             "final_loss": result.ledger.loss,
@@ -183,8 +183,17 @@ def _identity(folder: Path, adapter: Adapter) -> str:
 
 
 def moved(adapter: Adapter) -> bool:
-    """Whether the adapter changes anything: B starts at 0 and the base is what it is until B moves."""
-    return any(bool(b_RO.any()) for _, b_RO in adapter.weights.values())
+    """Whether the adapter changes anything: whether it is no longer where it started, at the base.
+
+    B starts at 0, or, where directions are frozen, A and B start as what those take out again. DoRA's magnitudes need
+    no look of their own: where they get a gradient, B gets one too.
+    """
+    if not adapter.frozen:
+        return any(bool(b_RO.any()) for _, b_RO in adapter.weights.values())
+    k = adapter.frozen
+    return not all(
+        a_IR[:, :k].equal(a_IR[:, k:]) and b_RO[:k].equal(-b_RO[k:]) for a_IR, b_RO in adapter.weights.values()
+    )
 
 
 STAGES: dict[str, Callable[..., Any]] = {"train": train, "evaluate": evaluate}
