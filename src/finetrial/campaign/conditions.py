@@ -89,6 +89,13 @@ class Condition(Config):
         """`sft` or `rl`."""
         return "sft" if self.rl is None else "rl"
 
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of a run over `rows` rows (or tasks).
+
+        An epoch is over when the selected rows were read once: with a mixture that takes longer, by what it mixes in.
+        """
+        return self.training.steps(rows if self.mixture is None else rows / self.mixture.selected_share)
+
 
 def condition(
     table: Mapping[str, Any], index: int, raw: Mapping[str, Any], campaign: CampaignConfig, place: str
@@ -141,6 +148,12 @@ def condition(
         own["training"]["max_steps"] = campaign.max_steps
     practises = objective == "rl"
     options = {name: _option(name, written, raw, place, where, practises) for name in OPTIONAL_TABLES}
+    training = validated(TrainConfig, own["training"], place, f"{where}.training")
+    if options["mixture"] is not None and options["mixture"].unit == "tokens" and training.max_steps is None:
+        raise UserError(
+            f"{place}: [{where}.mixture] unit 'tokens': how many steps an epoch takes is not known before the rows are "
+            "mixed; give training.max_steps"
+        )
     return Condition(
         name=shown,
         question=written.question,
@@ -148,7 +161,7 @@ def condition(
         data=validated(DataConfig, own["data"], place, f"{where}.data"),
         score=validated(ScoreConfig, own["score"], place, f"{where}.score"),
         selection=validated(SelectionConfig, own["selection"], place, f"{where}.selection"),
-        training=validated(TrainConfig, own["training"], place, f"{where}.training"),
+        training=training,
         rl=validated(RLConfig, rl, place, f"{where}.rl") if practises else None,
         tasks=validated(TaskConfig, merged(common, written.tasks), place, f"{where}.tasks") if practises else None,
         **options,

@@ -3,7 +3,7 @@
 Rendered lengths are kept in the store; test sets are frozen by the first launch (`splits.json`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from finetrial.identity import digest, stage_key
 from finetrial.model.render import render_batch
 from finetrial.records import Example
 from finetrial.store import Store, read_json, write_json
+from finetrial.train.mixture_config import PartConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,52 @@ def read_pool(data: DataConfig, tokenizer: PreTrainedTokenizerBase, base: str, s
         first={examples[i].id: first[i] for i in kept},
         key=digest([result.content_key, data.drop_system]),
         facts=summary,
+    )
+
+
+def part_source(part: PartConfig, data: DataConfig) -> DataConfig:
+    """Where a part of a mixture is read from: as the condition's own rows but for source and limit."""
+    return data.model_copy(update={"source": part.source, "limit": part.limit})
+
+
+def part_rows(part: PartConfig, pool: Pool, tested: Collection[str], max_length: int) -> Selection:
+    """The rows of a part of a mixture: its whole pool without what is tested, and without what teaches nothing.
+
+    Args:
+        part: of the mixture.
+        pool: what its source holds.
+        tested: ids that may not be trained on.
+        max_length: of the condition; a row whose first supervised token lies behind it has nothing to learn.
+
+    Raises:
+        UserError: no row is left.
+    """
+    lost = frozenset(tested)
+    free = [place for place, example in enumerate(pool.examples) if example.id not in lost]
+    kept = [place for place in free if pool.first[pool.examples[place].id] < max_length]
+    left_out = {"tested": len(pool.examples) - len(free), "nothing to learn": len(free) - len(kept)}
+    if not kept:
+        told = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise UserError(f"part {part.name}: none of the {len(pool.examples)} rows of {part.source} is left ({told})")
+    kept.sort(key=lambda place: pool.examples[place].id)
+    rows = [pool.examples[place] for place in kept]
+    tokens = [min(pool.tokens[place], max_length) for place in kept]
+    facts = {
+        "source": part.source,
+        "content": pool.key,
+        "examples": len(rows),
+        "groups": len({row.group for row in rows}),
+        "tokens": sum(tokens),
+        "tokens_cut": sum(pool.tokens[place] for place in kept) - sum(tokens),
+        "left_out": left_out,
+    }
+    return Selection(
+        ids=tuple(row.id for row in rows),
+        content_hashes=tuple(row.content_hash for row in rows),
+        groups=tuple(row.group for row in rows),
+        tokens=tuple(tokens),
+        examples=tuple(rows),
+        facts=facts,
     )
 
 

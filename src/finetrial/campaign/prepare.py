@@ -15,7 +15,16 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.plan import STAGE_VERSIONS, Inputs, Suite
-from finetrial.campaign.pools import Pool, TestSets, read_pool, refuse_unsupervised, scored, test_sets
+from finetrial.campaign.pools import (
+    Pool,
+    TestSets,
+    part_rows,
+    part_source,
+    read_pool,
+    refuse_unsupervised,
+    scored,
+    test_sets,
+)
 from finetrial.campaign.practice import Exam, PracticeSet, Tasks, questions, read_all
 from finetrial.campaign.settings import HELD_OUT, DataConfig
 from finetrial.campaign.spec import Spec
@@ -45,6 +54,8 @@ class Rows:
     held: Mapping[str, tuple[str, ...]]
     """Pool -> ids that may not be trained on."""
     selections: Mapping[tuple[str, int], Selection]
+    parts: Mapping[str, Mapping[str, Selection]]
+    """Condition -> part of its mixture -> the rows of that part."""
     compared: int
     """Pairs of values that the leak guard compared."""
 
@@ -133,7 +144,7 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
     prompts = _prompts(spec, tasks, tokenizer)
     tasks = replace(tasks, practice={name: _measured(mine, prompts) for name, mine in tasks.practice.items()})
     selections |= {(c.name, seed): tasks.practice[c.name] for c in spec.practising for seed in spec.campaign.seeds}
-    upstream = {c.name: _upstream(c, pools[digest(c.data)], tests) for c in spec.supervised if tests}
+    upstream = {c.name: _upstream(c, pools, tests) for c in spec.supervised if tests}
     upstream |= {c.name: _practised(c, tasks) for c in spec.practising}
     planned = {name: _suite(name, items, spec, key) for name, items in suites.items()}
     planned |= {name: _exam_suite(name, exam, spec, key) for name, exam in tasks.exams.items()}
@@ -144,6 +155,7 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
         selections=selections,
         upstream=upstream,
         suites=tuple(planned[name] for name in order if name in planned),
+        parts=rows.parts if rows else {},
     )
     return Prepared(
         inputs=inputs,
@@ -176,7 +188,17 @@ def _rows(
         for name, pool in pools.items()
     }
     selections: dict[tuple[str, int], Selection] = {}
+    parts: dict[str, dict[str, Selection]] = {}
     compared = 0
+
+    def guarded(examples: Sequence[Example], name: str) -> int:
+        """Prove that nothing tested is among these rows of a pool; how many pairs of values were compared."""
+        allowed = {example.id for example in pools[name].examples}.difference(held[name])
+        pairs = sum(guard(examples, suites, allowed).compared.values())
+        if tasks.examined:
+            pairs += sum(guard(questions(examples), tasks.examined, allowed).compared.values())
+        return pairs
+
     for seed in spec.campaign.seeds:
         for condition in _in_order_of_reference(spec):
             name = digest(condition.data)
@@ -190,20 +212,29 @@ def _rows(
                 refuse_unsupervised(selection, pool, condition.model.max_length)
             except UserError as error:
                 raise type(error)(f"condition {condition.name}, seed {seed}: {error}") from error
-            allowed = {example.id for example in pool.examples}.difference(held[name])
-            compared += sum(guard(selection.examples, suites, allowed).compared.values())
-            if tasks.examined:
-                compared += sum(guard(questions(selection.examples), tasks.examined, allowed).compared.values())
+            compared += guarded(selection.examples, name)
             selections[condition.name, seed] = selection
+    for condition in spec.supervised:
+        for part in condition.mixture.by_name if condition.mixture is not None else ():
+            name = digest(part_source(part, condition.data))
+            try:
+                mine = part_rows(part, pools[name], held[name], condition.model.max_length)
+            except UserError as error:
+                raise type(error)(f"condition {condition.name}: {error}") from error
+            compared += guarded(mine.examples, name)
+            parts.setdefault(condition.name, {})[part.name] = mine
     main = pools[digest(spec.data)]
-    return Rows(pools, main, scored(tables, main, spec.score, spec.model.max_length), tests, held, selections, compared)
+    table = scored(tables, main, spec.score, spec.model.max_length)
+    return Rows(pools, main, table, tests, held, selections, parts, compared)
 
 
 def _guarded(rows: Rows | None, tasks: Tasks, suites: int) -> list[dict[str, Any]]:
     """What the leak guard has compared."""
     checks = []
     if rows is not None and rows.selections:
-        told = f"{len(rows.selections)} selections against {suites} suites, {rows.compared:,} pairs of values compared"
+        mixed = sum(len(parts) for parts in rows.parts.values())
+        what = f"{len(rows.selections)} selections" + (f" and {mixed} parts of mixtures" if mixed else "")
+        told = f"{what} against {suites} suites, {rows.compared:,} pairs of values compared"
         checks.append(("no training row shares id, group or content with a test row", told))
     if tasks.practice:
         told = f"{len(tasks.practice)} conditions against {suites} suites, {tasks.compared:,} pairs of values compared"
@@ -247,7 +278,8 @@ def _measured(practice: PracticeSet, prompts: Mapping[str, np.ndarray]) -> Pract
 def _sources(spec: Spec) -> list[DataConfig]:
     if spec.split is None:
         return []
-    return list({digest(data): data for data in (spec.data, *(c.data for c in spec.supervised))}.values())
+    mixed = [part_source(part, c.data) for c in spec.supervised if c.mixture is not None for part in c.mixture.parts]
+    return list({digest(data): data for data in (spec.data, *(c.data for c in spec.supervised), *mixed)}.values())
 
 
 def _in_order_of_reference(spec: Spec) -> list[Condition]:
@@ -265,10 +297,16 @@ def _in_order_of_reference(spec: Spec) -> list[Condition]:
     return ordered
 
 
-def _upstream(condition: Condition, pool: Pool, tests: TestSets) -> dict[str, Any]:
+def _upstream(condition: Condition, pools: Mapping[str, Pool], tests: TestSets) -> dict[str, Any]:
     """What a condition's rows come from; explains changes, enters no key."""
+    sources = {
+        part.name: part_source(part, condition.data)
+        for part in (condition.mixture.parts if condition.mixture is not None else ())
+    }
+    mixed = {name: {"source": data.source, "pool": pools[digest(data)].key} for name, data in sources.items()}
     return {
-        "data": {"source": condition.data.source, "pool": pool.key},
+        "data": {"source": condition.data.source, "pool": pools[digest(condition.data)].key},
+        **({"mixture": mixed} if mixed else {}),
         "score": condition.score.identity()["options"],
         "score_versions": condition.score.identity()["dimensions"],
         "selection": condition.selection.model_dump(mode="json"),
@@ -365,7 +403,13 @@ def _facts(spec: Spec, rows: Rows) -> dict[str, Any]:
     if not rows.selections:
         return facts
     first = {c.name: rows.selections[c.name, spec.campaign.seeds[0]] for c in spec.supervised}
-    steps = {c.name: c.training.steps(len(first[c.name].ids)) for c in spec.supervised}
+    steps = {c.name: c.steps(len(first[c.name].ids)) for c in spec.supervised}
+    if rows.parts:
+        facts["mixtures"] = [
+            {"condition": condition, "part": name, **part.facts}
+            for condition, parts in rows.parts.items()
+            for name, part in parts.items()
+        ]
     return {
         **facts,
         "selections": [

@@ -42,6 +42,9 @@ class SelectionConfig(Config):
         "solved rows; token_matched_random: for each row of `match` a random row of nearly its length",
     )
     n: int | None = Field(default=None, ge=1, description="rows to select; not used by all")
+    fraction: float | None = Field(
+        default=None, gt=0, le=1, description="instead of n: share of the rows that could be selected, at least one"
+    )
     by: str = Field(
         default="composite", description="column that top and bottom rank by: a dimension, an aggregate, turns"
     )
@@ -64,6 +67,11 @@ class SelectionConfig(Config):
     def gated(self) -> bool:
         """Whether only rows that pass the gate are candidates."""
         return self.gate if self.gate is not None else self.strategy in GATED
+
+    @property
+    def sized(self) -> bool:
+        """Whether it says how many rows."""
+        return self.n is not None or self.fraction is not None
 
     @property
     def varies(self) -> bool:
@@ -150,17 +158,21 @@ def draw_order(seed: int, purpose: str, ids: Iterable[str]) -> dict[str, int]:
 
 def _check(config: SelectionConfig, reference: Selection | None) -> None:
     strategy = config.strategy
-    if strategy == "all" and config.n is not None:
-        raise UserError("selection: strategy all takes every row and has no n (for n rows, say random)")
+    if config.n is not None and config.fraction is not None:
+        raise UserError("selection: n and fraction both say how many rows; keep one of them")
+    if strategy == "all" and config.sized:
+        raise UserError("selection: strategy all takes every row and has no n (for n rows, say random) and no fraction")
     if strategy == "token_matched_random":
         if reference is None:
             raise UserError("selection: token_matched_random needs match, the condition whose tokens it matches")
+        if config.fraction is not None:
+            raise UserError(f"selection.fraction: token_matched_random takes as many rows as {config.match} has")
         if config.n not in (None, len(reference.ids)):
             raise UserError(f"selection.n is {config.n}, but {config.match} has {len(reference.ids)} rows to match")
     elif config.match is not None:
         raise UserError(f"selection.match is for token_matched_random; the strategy is {strategy}")
-    elif strategy != "all" and config.n is None:
-        raise UserError(f"selection: strategy {strategy} needs n, the number of rows")
+    elif strategy != "all" and not config.sized:
+        raise UserError(f"selection: strategy {strategy} needs n, the number of rows, or fraction, a share of them")
     if strategy not in ("top", "bottom") and (config.by != "composite" or config.without is not None):
         raise UserError(f"selection.by and without rank for top and bottom; the strategy is {strategy}")
 
@@ -224,7 +236,8 @@ def _order(
 
 
 def _take(table: ScoreTable, config: SelectionConfig, order: list[int], excluded: dict[str, int]) -> list[int]:
-    wanted = config.n if config.n is not None else len(order)
+    share = 1.0 if config.fraction is None else config.fraction
+    wanted = config.n if config.n is not None else max(1, round(share * len(order)))
     held: Counter[str] = Counter()
     chosen: list[int] = []
     for place in order:

@@ -46,7 +46,7 @@ class TrainConfig(Config):
             raise ValueError("give epochs or max_steps, not both")
         return self
 
-    def steps(self, rows: int) -> int:
+    def steps(self, rows: float) -> int:
         """Optimiser steps of a run over `rows` examples (one epoch where neither length is given)."""
         if self.max_steps is not None:
             return self.max_steps
