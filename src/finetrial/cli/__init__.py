@@ -8,7 +8,7 @@ import sys
 
 from finetrial.cli.app import app
 from finetrial.cli.campaign import check, init, plan, report, run, status, verdict, why  # noqa: F401
-from finetrial.cli.data import standardise  # noqa: F401
+from finetrial.cli.data import lint, standardise  # noqa: F401
 from finetrial.cli.judging import compare_command, power_command  # noqa: F401
 from finetrial.cli.workshop import EXTRAS, doctor, evaluate, score, select  # noqa: F401
 from finetrial.errors import Interrupted, UserError

@@ -2,6 +2,7 @@
 
 import textwrap
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +10,13 @@ import typer
 from rich.text import Text
 
 from finetrial.cli.app import AsJson, app, console, emit_json, say, table
+from finetrial.cli.lint_page import print_lint, print_mask
 from finetrial.data.workshop.config import MEANING, StandardiseConfig
 from finetrial.errors import UserError
 
 File = Annotated[str, typer.Argument(metavar="IN", help="JSONL, JSON, CSV or Parquet file, or world:NAME?count=N")]
+PREVIEWS = 2
+"""Rows whose label mask is shown."""
 WIDTH = 96
 """Columns that examples may take."""
 
@@ -88,6 +92,67 @@ def standardise(
         for name, path in result.files.items():
             say(f"{name:<7} {path}")
         say(f"back    finetrial standardise {result.files['output']} --undo {result.files['map']} --output ORIGINAL")
+
+
+Pool = Annotated[str, typer.Argument(metavar="IN", help="file, folder, glob, hf:NAME or world:NAME?count=N&seed=S")]
+
+
+@app.command()
+def lint(
+    source: Pool,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="SOURCE", help="suite that must not be in IN; repeat")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="base whose tokenizer counts tokens and shows the label mask")
+    ] = None,
+    max_length: Annotated[int, typer.Option("--max-length", min=8, help="tokens of the training context")] = 1024,
+    similarity: Annotated[
+        float, typer.Option("--similarity", help="Jaccard index from which rows are near-duplicates; 1: none")
+    ] = 0.8,
+    ngram: Annotated[int, typer.Option("--ngram", min=3, help="words of the n-grams of --against")] = 13,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="first so many rows")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 when there are errors")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check training data: roles, empty and cut turns, duplicates, contamination, lengths, languages, label mask."""
+    from finetrial.data.workshop.lint import CountTokens, LintConfig
+    from finetrial.data.workshop.lint import lint as check
+
+    if not 0 < similarity <= 1:
+        raise UserError(f"--similarity {similarity}: expected a number above 0, at most 1")
+    config = LintConfig(similarity=similarity if similarity < 1 else 0.8, near_duplicates=similarity < 1, ngram=ngram)
+    counter: CountTokens | None = None
+    if model is not None:
+        from finetrial.cli.tokens import count_tokens, load_tokenizer
+
+        counter = partial(count_tokens, tokenizer=load_tokenizer(model), max_length=max_length)
+    facts = check(source, config, suites=against or (), limit=limit, count_tokens=counter)
+    facts |= {"model": model, "max_length": max_length if model is not None else None}
+    previews = [] if model is None else _previews(source, model, max_length)
+    if as_json:
+        masks = [{"id": name, "pieces": [{"text": t, "supervised": s} for t, s in row]} for name, row in previews]
+        emit_json({**facts, "label_masks": masks})
+    else:
+        print_lint(facts)
+        print_mask(previews)
+    if strict and facts["errors"]:
+        raise typer.Exit(1)
+
+
+def _previews(source: str, model: str, max_length: int) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """The first rows as the model would be trained on them; a row that it refuses says why."""
+    from finetrial.cli.tokens import label_mask, load_tokenizer
+    from finetrial.data.read import read
+
+    tokenizer = load_tokenizer(model)
+    rows: list[tuple[str, list[tuple[str, bool]]]] = []
+    for example in read(source, limit=PREVIEWS, on_malformed="drop").examples:
+        try:
+            rows.append((example.id, label_mask(example, tokenizer, max_length)))
+        except UserError as reason:
+            rows.append((example.id, [(f"(cannot be trained on: {reason})", False)]))
+    return rows
 
 
 def _undo(source: str, undo_map: Path, output: Path | None, as_json: bool) -> None:
