@@ -399,7 +399,6 @@ def test_the_loss_on_held_out_rows_never_contains_the_term(tmp_path):
     ("table", "told"),
     [
         ({"n_generations": 2}, "greater than or equal to 3"),
-        ({}, "weight or gradient_share"),
         ({"weight": 1, "gradient_share": 0.3}, "weight or gradient_share"),
         ({"weight": 1, "score": "clusters"}, "go together"),
         ({"weight": 1, "sampling": {"temperature": 0}}, "greedy"),

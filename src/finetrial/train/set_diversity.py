@@ -255,9 +255,8 @@ def loss_facts(run: RunData, ledger: Ledger, lesson: Lesson, report: Report) -> 
 
 def _weight(config: SetDiversityConfig, ledger: Ledger) -> float:
     """λ as it is written, or what gave the term its share of the last update's gradient."""
-    if config.weight is not None:
-        return config.weight
-    assert config.gradient_share is not None
+    if config.gradient_share is None:
+        return config.factor
     state = TermState(**ledger.terms.get(TERM, {}))
     if state.rest_norm is None or state.term_norm is None:
         return 0.0
@@ -284,7 +283,7 @@ def _with_sets(
 ) -> Lesson:
     """A lesson with the rows of a run's sets; enters them into the ledger."""
     config = sets_of(run).config
-    weight = 1.0 if config.weight is None else config.weight
+    weight = config.factor
     log = SetLog(**ledger.sets) if ledger.sets else SetLog()
     before = replace(log)
     means = log.enter(drawn, step + 1)

@@ -52,7 +52,7 @@ class SetDiversityConfig(Config):
         default=None,
         ge=0,
         description="lambda of CE - lambda x score; the term's gradient is that of the expected score, over the mean "
-        "tokens of a completion, as CE is per token; 0 measures and does not teach",
+        "tokens of a completion, as CE is per token; 0 measures and does not teach; default 1",
     )
     gradient_share: float | None = Field(
         default=None, gt=0, lt=1, description="instead of a weight: the share of the gradient's norm it should have"
@@ -85,10 +85,15 @@ class SetDiversityConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SetDiversityConfig":
-        if (self.weight is None) == (self.gradient_share is None):
-            raise ValueError("give weight or gradient_share, one of them")
+        if self.weight is not None and self.gradient_share is not None:
+            raise ValueError("give weight or gradient_share, not both")
         if (self.score == "clusters") != (self.clusters is not None):
             raise ValueError("score = 'clusters' and clusters = 'path/to/file.py:name' go together")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature is 0: greedy completions of a prompt are all the same")
         return self
+
+    @property
+    def factor(self) -> float:
+        """Lambda of the rows; 1 where a share of the gradient sets it."""
+        return 1.0 if self.weight is None else self.weight
