@@ -12,9 +12,10 @@ from finetrial.train.stopping_config import WATCHED, StoppingConfig
 METRICS = {
     "perplexity": ("nll", "log_perplexity", "bits_per_byte", "kl_to_base", "kl_from_base"),
     "tasks": ("correct", "completion_tokens", "correct_relaxed"),
+    "choice": ("acc", "acc_norm", "gold_logp", "acc_letter", "gold_logp_letter"),
 }
-"""What suites of each kind measure, the first by default. `pass@k` is derived from `correct`, `correct_relaxed` is there
-for choices, and suites of tasks with several samples measure texts too (`EvaluationConfig.metrics`)."""
+"""What suites of each kind measure, the first by default. `pass@k` is derived from `correct`; `correct_relaxed` is
+there for choices, and suites of tasks with several samples measure texts too (`EvaluationConfig.metrics`)."""
 
 
 def suite_kinds(file: File, pool: bool, tasks: bool) -> dict[str, str]:
@@ -69,8 +70,8 @@ def _check_watched(
             if suite in {(on or "").partition("@")[0] for on in (contrast.suite, contrast.minus_suite)}:
                 raise UserError(
                     f"{place}: [[contrasts]] {contrast.name!r} is on suite {suite!r}, which [stopping] of {one.name} "
-                    "watches: its items choose that run's adapter, so its values there are too good; compare on another "
-                    "suite, or watch another"
+                    "watches: its items choose that run's adapter, so its values there are too good; compare on "
+                    "another suite, or watch another"
                 )
 
 

@@ -51,6 +51,7 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
         f"{'at most' if 'rl' in tokens else 'about'} {trained:,} tokens through the base",
         *(_time(objective, tokens[objective], speeds[objective]) for objective in objectives),
     ]
+    sentences += [f"suite {s.name} begins with {_end(s.prompt)!r}" for s in decided.suites if s.step is None]
     if spec.by_default:
         sentences.append(spec.by_default)
     if spec.looks is not None:
@@ -65,13 +66,25 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
         "tokens_per_second": speeds,
         "conditions": conditions,
         "suites": [
-            {"name": s.name, "items": len(s.items), "groups": s.groups, "description": s.description}
+            {
+                "name": s.name,
+                "items": len(s.items),
+                "groups": s.groups,
+                "description": s.description,
+                "prompt": s.prompt,
+                **s.facts,
+            }
             for s in decided.suites
         ],
         "data": prepared.facts,
         "power": [design.as_dict() for design in detectable(spec, decided.suites, options.logs)],
         "sentences": sentences,
     }
+
+
+def _end(text: str, most: int = 240) -> str:
+    """The end of a text: what the assistant answers to."""
+    return text if len(text) <= most else f"… {text[-most:]}"
 
 
 def progress(folder: Folder) -> dict[str, Any]:

@@ -32,10 +32,12 @@ def alive(outcomes: Sequence[Outcome], contrasts: Iterable[Contrast], primary: s
     """
     values: dict[tuple[str, str], list[float | None]] = defaultdict(list)
     for one in outcomes:
-        if one.metric in INSTRUMENTS and one.metric not in RARE:
+        if one.metric in INSTRUMENTS:
             values[one.suite.partition("@")[0], one.metric].append(one.value)
     dead: dict[tuple[str, str], str] = {}
     for (suite, metric), found in values.items():
+        if metric in RARE and any(value is not None for value in found):
+            continue
         try:
             refuse_constant(found, metric)
         except UserError as error:

@@ -42,6 +42,9 @@ def new_manifest(spec: Spec, prepared: Prepared, decided: Plan, is_dry: bool) ->
                 "items": len(suite.items),
                 "groups": suite.groups,
                 "description": suite.description,
+                "kind": suite.kind,
+                "prompt": suite.prompt,
+                **suite.facts,
             }
             for suite in decided.suites
             if suite.step is None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from finetrial.campaign.health import alive
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.measures import likelihood, tasks
+from finetrial.campaign.measures import choice, likelihood, tasks
 from finetrial.campaign.measures.examinee import Examinee
 from finetrial.campaign.plan import Plan, Suite
 from finetrial.campaign.settings import BASE
@@ -40,6 +40,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "perplexity": Kind(likelihood.measure, likelihood.outcomes),
+    "choice": Kind(choice.measure, choice.outcomes),
     "tasks": Kind(tasks.measure, tasks.outcomes, tasks.answers),
 }
 """Every kind of suite."""

@@ -18,7 +18,8 @@ from finetrial.data.select import Selection
 from finetrial.identity import digest, stage_key
 from finetrial.store import Store, read_json
 
-STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 2, "rl": 1, "completions": 1, "grades": 1, "texts": 1}
+STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 2, "rl": 1, "completions": 1, "grades": 1, "texts": 1,
+                  "choice": 1}  # fmt: skip
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
 Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]
@@ -50,9 +51,13 @@ class Suite:
     """Of the items' content, the rendering and the base's template (of tasks also of sampling and grading); enters
     every outcome."""
     kind: str = "perplexity"
-    """`perplexity` or `tasks`."""
+    """`perplexity`, `tasks` or `choice`."""
     step: int | None = None
     """Set where adapters are measured as they were after this step; the items are those of `of`."""
+    prompt: str = field(default="", compare=False)
+    """The first item as the model reads it, up to where the assistant begins; special tokens included."""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """In JSON types: `chance` of multiple choice, `subset` where not all items are taken."""
 
     @property
     def of(self) -> str:

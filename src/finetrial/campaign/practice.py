@@ -6,20 +6,23 @@ shares an id, a group or a question with them, whatever instruction the question
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
-from finetrial.campaign.settings import HELD_OUT, EvaluationConfig
+from finetrial.campaign.settings import HELD_OUT, EvaluationConfig, SuiteConfig
 from finetrial.campaign.spec import Spec
 from finetrial.data.split import guard, held_out
+from finetrial.data.subset import stratified
 from finetrial.data.tasks import TaskConfig, TaskSet, grader_for, read_tasks, split_tasks
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
-from finetrial.grade.grade import Grader, grader, grader_key, prove
+from finetrial.grade.grade import Grader, grader, grader_key, prove, resolved
 from finetrial.identity import digest, stage_key
 from finetrial.records import Example, Message, Task
 from finetrial.store import Store
+
+_Item = TypeVar("_Item", Example, Task)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Graders:
             UserError: a gold answer is not graded 1, or an empty completion is.
         """
         sets: dict[str, tuple[Grading, dict[str, Task]]] = {}
-        for one in (*tasks.exams.values(), *tasks.practice.values()):
+        graded = [exam for exam in tasks.exams.values() if exam.kind == "tasks"]
+        for one in (*graded, *tasks.practice.values()):
             _, mine = sets.setdefault(one.grading.key, (one.grading, {}))
             mine |= {task.content_hash: task for task in one.tasks}
         for key, (grading, mine) in sets.items():
@@ -84,6 +88,17 @@ class Exam:
     facts: dict[str, Any]
     evaluation: EvaluationConfig
     """How completions are drawn here."""
+    kind: str = "tasks"
+    """`tasks`, or `choice` where nothing is written and options are weighed."""
+    lead: str = ""
+    """Of `choice`: what begins the assistant's turn before the option."""
+
+    @property
+    def chance(self) -> float | None:
+        """Expected share of right guesses, where every task has choices."""
+        counts = [len(task.meta.get("choices") or ()) for task in self.tasks]
+        graded = self.kind == "choice" or resolved(self.grading.config, self.grading.auto) == "choice"
+        return sum(1 / count for count in counts) / len(counts) if graded and counts and all(counts) else None
 
 
 @dataclass(frozen=True)
@@ -150,12 +165,15 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
         exams[HELD_OUT] = _exam(held, spec.tasks.grader, found, spec.evaluation)
         instructions[HELD_OUT] = spec.tasks.instruction
     for suite in spec.suites:
-        if suite.kind == "tasks":
+        if suite.kind != "perplexity":
             try:
                 found = read(suite.tasks)
             except UserError as error:
                 raise type(error)(f"suite {suite.name}: {error}") from error
-            exams[suite.name] = _exam(found.tasks, suite.tasks.grader, found, spec.evaluation.of(suite))
+            chosen, facts = part_of(suite, found.tasks)
+            exam = _exam(chosen, suite.tasks.grader, found, spec.evaluation.of(suite))
+            lead = suite.lead if suite.kind == "choice" else ""
+            exams[suite.name] = replace(exam, facts={**exam.facts, **facts}, kind=suite.kind, lead=lead)
             instructions[suite.name] = suite.instruction
     examined = {name: questions(exam.tasks, instructions[name]) for name, exam in exams.items()}
     tested = {name: questions(items) for name, items in perplexity_suites.items()}
@@ -169,6 +187,14 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
             raise type(error)(f"condition {condition.name}: {error}") from error
         compared += pairs
     return Tasks(exams, practice, examined, compared)
+
+
+def part_of(suite: SuiteConfig, items: Sequence[_Item]) -> tuple[Sequence[_Item], dict[str, Any]]:
+    """The items of a declared suite that are measured, and with `subset` what was left out."""
+    if suite.subset is None:
+        return items, {}
+    chosen, facts = stratified(items, suite.subset, f"suite {suite.name}")
+    return chosen, {"subset": facts}
 
 
 def _exam(tasks: Iterable[Task], config: GraderConfig, found: TaskSet, evaluation: EvaluationConfig) -> Exam:

@@ -90,16 +90,17 @@ def _suite(name: str, prepared: Prepared, base: Base, spec: Spec) -> Check:
     batch = render_batch((example.messages for example in examples), base.tokenizer, spec.model.max_length)
     scored = [row for row in batch.rows if row is not None]
     cut = sum(row.truncated > 0 for row in scored)
-    head = base.tokenizer.decode(scored[0].ids_T[:24].tolist()) if scored else ""
-    detail = f"{len(scored)} of {len(examples)} items, {cut} cut at {spec.model.max_length} tokens; begins {head!r}"
+    begins = next(suite.prompt for suite in prepared.inputs.suites if suite.name == name)
+    detail = f"{len(scored)} of {len(examples)} items, {cut} cut at {spec.model.max_length} tokens; begins {begins!r}"
     return Check(f"suite {name} can be scored", len(scored) == len(examples), detail)
 
 
 def _exam(name: str, exam: Exam, launch: Launch) -> Check:
     """The first item's prompt as the model will read it, and its reference."""
-    first = exam.tasks[0]
-    shown = _shown(launch, first)
-    return Check(f"suite {name} can be asked", True, f"{len(exam.tasks)} tasks; {shown} expects {first.reference!r}")
+    asked = next(suite.prompt for suite in launch.prepared.inputs.suites if suite.name == name)
+    chance = "" if exam.chance is None else f", chance {exam.chance:.1%}"
+    told = f"{len(exam.tasks)} tasks{chance}; {asked!r} expects {exam.tasks[0].reference!r}"
+    return Check(f"suite {name} can be asked", True, told)
 
 
 def _shown(launch: Launch, task: Task, most: int = 200) -> str:

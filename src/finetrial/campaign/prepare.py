@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.folder import Folder, Say
-from finetrial.campaign.plan import STAGE_VERSIONS, Inputs, Suite
+from finetrial.campaign.plan import Inputs
 from finetrial.campaign.pools import (
     Pool,
     TestSets,
@@ -25,9 +25,10 @@ from finetrial.campaign.pools import (
     scored,
     test_sets,
 )
-from finetrial.campaign.practice import Exam, PracticeSet, Tasks, questions, read_all
+from finetrial.campaign.practice import PracticeSet, Tasks, part_of, questions, read_all
 from finetrial.campaign.settings import HELD_OUT, DataConfig
 from finetrial.campaign.spec import Spec
+from finetrial.campaign.suites import exam_suite, text_suite
 from finetrial.data.overlap import overlap, side_by_side
 from finetrial.data.read import read
 from finetrial.data.score import ScoreTable
@@ -131,8 +132,8 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
         table = scored(tables, main, spec.score, spec.model.max_length)
         tests = test_sets(spec.split, spec, folder, main, table, freeze_tests)
     declared = [suite for suite in spec.suites if suite.kind == "perplexity"]
-    extra = {suite.name: tuple(read(suite.source, limit=suite.limit).examples) for suite in declared}
-    suites = {**(tests.sets if tests else {}), **extra}
+    parts = {suite.name: part_of(suite, read(suite.source, limit=suite.limit).examples) for suite in declared}
+    suites = {**(tests.sets if tests else {}), **{name: tuple(items) for name, (items, _) in parts.items()}}
     tasks = read_all(spec, suites)
     for name, exam in tasks.exams.items():
         say(f"tasks: {len(exam.tasks)} in suite {name}")
@@ -146,8 +147,11 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
     selections |= {(c.name, seed): tasks.practice[c.name] for c in spec.practising for seed in spec.campaign.seeds}
     upstream = {c.name: _upstream(c, pools, tests) for c in spec.supervised if tests}
     upstream |= {c.name: _practised(c, tasks) for c in spec.practising}
-    planned = {name: _suite(name, items, spec, key) for name, items in suites.items()}
-    planned |= {name: _exam_suite(name, exam, spec, key) for name, exam in tasks.exams.items()}
+    planned = {
+        name: text_suite(name, items, spec, key, tokenizer, parts[name][1] if name in parts else {})
+        for name, items in suites.items()
+    }
+    planned |= {name: exam_suite(name, exam, spec, key, tokenizer) for name, exam in tasks.exams.items()}
     order = [*(tests.sets if tests else {}), HELD_OUT, *(suite.name for suite in spec.suites)]
     inputs = Inputs(
         base_key=key,
@@ -247,7 +251,7 @@ def _prompts(spec: Spec, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> di
     facts = AutoConfig.from_pretrained(locate(spec.model)).get_text_config()
     context = getattr(facts, "max_position_embeddings", None) or spec.model.max_length
     asked: list[tuple[str, tuple[Task, ...], int, int]] = [
-        (f"suite {name}", exam.tasks, exam.evaluation.max_tokens, spec.model.max_length)
+        (f"suite {name}", exam.tasks, exam.evaluation.max_tokens if exam.kind == "tasks" else 0, spec.model.max_length)
         for name, exam in tasks.exams.items()
     ]
     for condition in spec.practising:
@@ -313,60 +317,6 @@ def _upstream(condition: Condition, pools: Mapping[str, Pool], tests: TestSets) 
         "model": {"max_length": condition.model.max_length},
         "test_sets": tests.key,
     }
-
-
-def _suite(name: str, items: tuple[Example, ...], spec: Spec, base: str) -> Suite:
-    if not items:
-        raise UserError(f"suite {name!r} is empty")
-    if len({item.id for item in items}) < len(items):
-        raise UserError(f"suite {name!r} has repeated ids")
-    content = sorted([item.id, item.content_hash] for item in items)
-    drawn = spec.split.test_sets if spec.split else {}
-    described = drawn[name].kind if name in drawn else "declared in [[suites]]"
-    return Suite(
-        name=name,
-        description=f"perplexity of assistant text, {described}",
-        items=tuple(sorted(item.id for item in items)),
-        groups=len({item.group for item in items}),
-        hash=digest(
-            {
-                "kind": "perplexity",
-                "items": content,
-                "base": base,
-                "max_length": spec.model.max_length,
-                "render": STAGE_VERSIONS["render"],
-            }
-        ),
-    )
-
-
-def _exam_suite(name: str, exam: Exam, spec: Spec, base: str) -> Suite:
-    if not exam.tasks:
-        raise UserError(f"suite {name!r} is empty")
-    if len({task.id for task in exam.tasks}) < len(exam.tasks):
-        raise UserError(f"suite {name!r} has repeated ids")
-    evaluation = exam.evaluation
-    described = "held out of [tasks]" if name == HELD_OUT else "declared in [[suites]]"
-    samples = "one completion each" if evaluation.samples == 1 else f"{evaluation.samples} completions each"
-    return Suite(
-        name=name,
-        description=f"graded completions of tasks {described}, {samples}",
-        items=tuple(task.id for task in exam.tasks),
-        groups=len({task.group for task in exam.tasks}),
-        hash=digest(
-            {
-                "kind": "tasks",
-                "items": [[task.id, task.content_hash] for task in exam.tasks],
-                "base": base,
-                "render": STAGE_VERSIONS["render"],
-                "grader": exam.grading.key,
-                "sampling": evaluation.sampling,
-                "samples": evaluation.samples,
-                "seed": evaluation.seed,
-            }
-        ),
-        kind="tasks",
-    )
 
 
 def _practised(condition: Condition, tasks: Tasks) -> dict[str, Any]:

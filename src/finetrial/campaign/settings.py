@@ -9,6 +9,7 @@ from finetrial.analyze.looks import LooksConfig
 from finetrial.data.score import ScoreConfig
 from finetrial.data.select import SelectionConfig
 from finetrial.data.split import SplitConfig
+from finetrial.data.subset import SubsetConfig
 from finetrial.data.tasks import TaskConfig
 from finetrial.evaluate.diversity import SEMANTIC, TEXTUAL
 from finetrial.evaluate.rouge import ROUGE
@@ -68,16 +69,20 @@ class SuiteConfig(Config):
     """`[[suites]]`: a further evaluation set beside those that `[split]` and `[tasks]` draw."""
 
     name: str
-    kind: Literal["perplexity", "tasks"] = Field(
-        default="perplexity", description="likelihood of given assistant text, or graded completions of prompts"
+    kind: Literal["perplexity", "tasks", "choice"] = Field(
+        default="perplexity",
+        description="likelihood of given assistant text; graded completions of prompts; or likelihood of each option "
+        "of multiple choice",
     )
     source: str = Field(description="as `data.source`; of tasks as `tasks.source`")
     limit: int | None = Field(default=None, ge=1)
+    subset: SubsetConfig | None = Field(default=None, description="a frozen stratified part of it, { n, by = 'fact' }")
     where: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="tasks: keep only those whose facts have these values"
+        default_factory=dict, description="tasks, choice: keep only those whose facts have these values"
     )
-    instruction: str = Field(default="", description="tasks: appended to each question")
-    system: str = Field(default="", description="tasks: system message before each question")
+    instruction: str = Field(default="", description="tasks, choice: appended to each question")
+    system: str = Field(default="", description="tasks, choice: system message before each question")
+    lead: str = Field(default="Answer:", description="choice: begins the assistant's turn, before the option")
     grader: GraderConfig | None = Field(default=None, description="tasks: default what the source brings")
     samples: int | None = Field(
         default=None, ge=1, description="tasks: default [evaluation] samples, as the next three"
@@ -91,14 +96,17 @@ class SuiteConfig(Config):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "SuiteConfig":
-        foreign = sorted(self.model_fields_set - {"name", "kind", "source", "limit"})
-        if self.kind == "perplexity" and foreign:
-            raise ValueError(f"{', '.join(foreign)}: only for kind = 'tasks'")
+        asked = {"where", "instruction", "system"}
+        known = {"perplexity": set[str](), "choice": {*asked, "lead"}, "tasks": {*asked, "grader", *OWN_SETTINGS}}
+        foreign = sorted(self.model_fields_set - {"name", "kind", "source", "limit", "subset"} - known[self.kind])
+        if foreign:
+            kinds = [kind for kind, keys in known.items() if foreign[0] in keys]
+            raise ValueError(f"{', '.join(foreign)}: only for kind = {' or '.join(map(repr, kinds))}")
         return self
 
     @property
     def tasks(self) -> TaskConfig:
-        """What a suite of kind `tasks` reads."""
+        """What a suite of kind `tasks` or `choice` reads."""
         return TaskConfig(
             source=self.source,
             limit=self.limit,
