@@ -149,8 +149,8 @@ def condition(
     practises = objective == "rl"
     if practises and own["training"].get("token_weighting") == "dft":
         raise UserError(
-            f"{place}: [{where}.training] token_weighting = 'dft' weighs tokens of a data set; this condition's objective "
-            "is rl, whose advantages weigh its tokens; write training.token_weighting = 'none' here"
+            f"{place}: [{where}.training] token_weighting = 'dft' weighs tokens of a data set; this condition's "
+            "objective is rl, whose advantages weigh its tokens; write training.token_weighting = 'none' here"
         )
     options = {name: _option(name, written, raw, place, where, practises) for name in OPTIONAL_TABLES}
     training = validated(TrainConfig, own["training"], place, f"{where}.training")
