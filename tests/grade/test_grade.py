@@ -244,7 +244,8 @@ def test_the_key_knows_what_changes_grades_and_nothing_else(tmp_path: Path, func
 
 def test_every_kind_names_options_that_exist():
     for kind, way in WAYS.items():
-        assert (way.rule is not None) + (way.request is not None) == (kind != "judge")
+        ways = (way.rule, way.request, way.together)
+        assert sum(one is not None for one in ways) == (kind != "judge")
         assert set(way.options) <= set(GraderConfig.model_fields)
 
 

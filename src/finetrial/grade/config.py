@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from finetrial.grade.judge_config import JudgeConfig
 from finetrial.records import Config
 
-Kind = Literal["auto", "exact", "numeric", "math", "choice", "function", "environment", "judge"]
+Kind = Literal["auto", "exact", "numeric", "math", "choice", "function", "environment", "judge", "code"]
 
 
 class GraderConfig(Config):
@@ -32,9 +32,17 @@ class GraderConfig(Config):
     )
     judge: JudgeConfig | None = Field(default=None, description="for kind `judge`: the model that grades")
     timeout_s: float = Field(
-        default=5.0, gt=0, description="seconds of one call of a user's function, of an environment or of `math`"
+        default=5.0,
+        gt=0,
+        description="seconds of one call of a user's function, of an environment or of `math`; "
+        "processor seconds of `code`",
     )
     memory_mb: int = Field(default=1024, ge=64, description="memory of the worker that runs what may misbehave")
+    network: Literal["none", "allowed"] = Field(
+        default="none",
+        description="`code`: none runs it in namespaces of its own or not at all; allowed runs it without them, where "
+        "it sees the network and may write what its user may",
+    )
     workers: int = Field(default=1, ge=1, description="worker processes; execution only")
 
     @model_validator(mode="after")
@@ -51,4 +59,6 @@ class GraderConfig(Config):
             raise ValueError(f"a judge is given, but kind is {self.kind}; expected kind = 'judge'")
         if self.kind == "judge" and self.answer is not None:
             raise ValueError("a judge reads the whole completion; `answer` has no effect on it")
+        if self.kind == "code" and self.answer is not None:
+            raise ValueError("code is taken from the completion's fenced block; `answer` has no effect on it")
         return self

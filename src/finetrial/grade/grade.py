@@ -9,6 +9,7 @@ from typing import Any
 
 from finetrial.errors import UserError, nearest
 from finetrial.grade.answers import compiled, find_answer, is_marked
+from finetrial.grade.code import grade_code
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.judge_config import JudgeConfig
 from finetrial.grade.plain import normalised
@@ -59,6 +60,8 @@ class Way:
     rule: Callable[[Task, str, GraderConfig], Grade] | None = None
     request: Callable[[Task, str, GraderConfig], Grade | dict[str, Any]] | None = None
     """What to ask, or the grade where nothing needs to be asked."""
+    together: Callable[[Sequence[tuple[Task, str]], GraderConfig], list[Grade]] | None = None
+    """Grades many at once, in processes of its own."""
     options: tuple[str, ...] = ()
     """Fields of the configuration that change grades, beside the kind."""
     libraries: tuple[str, ...] = ()
@@ -79,6 +82,7 @@ WAYS: dict[str, Way] = {
     "function": Way(request=_function, options=_BOUNDS),
     "label": Way(request=_function, options=_BOUNDS),
     "environment": Way(request=_environment, options=("answer", *_BOUNDS)),
+    "code": Way(together=grade_code, options=("network", *_BOUNDS)),
     "judge": Way(options=("judge",)),  # asked by `finetrial.judge`, which opens graders of every kind
 }
 """Every kind of grader."""
@@ -120,6 +124,8 @@ class Grader:
         if self._way.rule is not None:
             rule = self._way.rule
             return [rule(task, text, self.config) for task, text in pairs]
+        if self._way.together is not None:
+            return self._way.together(pairs, self.config)
         assert self._way.request is not None
         request = self._way.request
         found = [request(task, text, self.config) for task, text in pairs]
