@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from finetrial.errors import UserError
+from finetrial.model import lowrank
 from finetrial.model.adapters import AdapterStack, fresh_adapter, fresh_adapters
 from finetrial.model.config import ModelConfig
 from finetrial.model.initial import FACTORS, principal, triangular
@@ -219,3 +220,28 @@ def test_what_cannot_start_from_the_base_is_refused(init):
         fresh_adapter(tiny_model(), ModelConfig(lora_rank=9, init=init), 0)
     with pytest.raises(ValueError, match=f"init = '{init}' needs lora_dropout = 0"):
         ModelConfig(init=init, lora_dropout=0.1)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_frozen_directions_get_no_gradient_beside_plain_adapters(monkeypatch, grouped):
+    """By blocks and by grouped GEMM; the plain neighbour's gradients are those it has beside another plain one."""
+    monkeypatch.setattr(lowrank, "has_grouped_mm", lambda device, dtype: grouped)
+    model = tiny_model()
+    plain, other = (fresh_adapter(model, ModelConfig(lora_rank=8), seed) for seed in (1, 2))
+    pissa = fresh_adapter(model, ModelConfig(lora_rank=RANK, init="pissa"), 0)
+
+    def gradients(beside):
+        with AdapterStack(model, [plain, beside], trainable=True) as stack, stack.rows([0, 0, 1, 1, 1]):
+            loss_M = model(input_ids=IDS, use_cache=False).logits.square().flatten()
+            stack.backward((loss_M, torch.ones_like(loss_M)))
+            return stack.grad_NP, stack.frozen_NP
+
+    grad_NP, frozen_NP = gradients(pissa)
+    want_NP, nothing = gradients(other)
+    assert nothing is None
+    assert frozen_NP is not None
+    assert not frozen_NP[0].any()
+    assert frozen_NP[1].sum() * 2 == frozen_NP.shape[1]
+    assert not grad_NP[frozen_NP].any()
+    assert grad_NP[1, ~frozen_NP[1]].any()
+    torch.testing.assert_close(grad_NP[0], want_NP[0], rtol=1e-5, atol=1e-5)
