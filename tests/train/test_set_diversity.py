@@ -85,7 +85,7 @@ def lessons_of(run: RunData, step: int = 0) -> tuple[Lesson, Ledger]:
 
 
 def test_the_gradient_is_that_of_the_loss_written_out(tmp_path):
-    """CE - λ mean over prompts of the sum of A log p / mean length, by autograd over full logits."""
+    """CE - λ mean over prompts and completions of A log p, by autograd over full logits."""
     run = varied(tmp_path, weight=0.7, training={"max_grad_norm": 0})
     train_cohort(model(), [run], 1, tmp_path / "checkpoint")
     (row,) = lines(run.metrics)
@@ -97,7 +97,6 @@ def test_the_gradient_is_that_of_the_loss_written_out(tmp_path):
     worth = [line["advantage"] for line in drawn if line["advantage"]]
     (rows,) = lesson.updates
     assert len(worth) == len(rows) > 6
-    length = np.mean([line["num_tokens"] for line in drawn])
 
     theirs = model()
     with AdapterStack(theirs, [fresh_adapter(theirs, run.model, run.seed)], trainable=True) as stack:
@@ -115,7 +114,7 @@ def test_the_gradient_is_that_of_the_loss_written_out(tmp_path):
             with stack.rows([0]):
                 logits = theirs(input_ids=ids_T[None], use_cache=False).logits[0][-len(target_T) :]
                 logp = logits.log_softmax(-1).gather(1, target_T[:, None]).sum()
-                stack.backward((-0.7 * advantage * logp / (3 * length), torch.ones(())))
+                stack.backward((-0.7 * advantage * logp / (3 * 4), torch.ones(())))
         norm = float(torch.linalg.vector_norm(stack.grad_NP[0]))
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     train_cohort(model(), [replace(run, sets=None, folder=tmp_path / "plain")], 1, tmp_path / "c2")
@@ -249,7 +248,7 @@ def test_a_set_without_all_its_qualities_is_left_out_and_counted(tmp_path):
     path = user_functions(tmp_path)
     lesson, ledger = lessons_of(varied(tmp_path, quality=f"{path}:never"))
     assert lesson.updates == ()
-    assert lesson.facts | {"sample_time_s": 0} == {
+    assert {**lesson.facts, "sample_time_s": 0} == {
         "diversity_score": None, "set_quality": None, "set_score": None, "sets": 3, "missing_sets": 3,
         "equal_sets": 0, "set_tokens": lesson.facts["set_tokens"], "sample_time_s": 0,
     }  # fmt: skip

@@ -1,18 +1,17 @@
 """The set-diversity term of supervised fine-tuning: completions of a prompt, drawn as a set, rewarded for differing.
 
-The run's loss becomes CE - λ E[f(S)] / L, where S are completions that the adapter itself draws for a prompt of its
-rows, f(S) = mean quality × diversity (polychromic objectives, arXiv:2509.25424), and L is their mean length. A score
-of sampled text has no gradient of its own, and a term that merely subtracts it teaches nothing at any λ. Its
-expectation has one:
+The run's loss becomes CE - λ E[f(S)] / n, where S are n completions that the adapter itself draws for a prompt of its
+rows and f(S) = mean quality × diversity (polychromic objectives, arXiv:2509.25424). A score of sampled text has no
+gradient of its own, and a term that merely subtracts it teaches nothing at any λ. Its expectation has one:
 
     ∇ E[f] = E[ sum over i of A_i ∇ log p(y_i | x) ],  A_i = mean over j of f(S without j) - f(S without i)
 
 (set_scores.py), for sets of one completion less than are drawn. So every completion becomes a row whose tokens weigh
-λ A_i / (prompts × L). Cross-entropy is a mean over tokens, hence L: one number for all completions of the step, so
-that neither long nor short ones are favoured, and λ means the same for short replies and long ones. Nor is there a
-division by the number of completions: that E[f] is estimated from more of them makes it no smaller. The gradient is
-exact where completions are drawn from the plain distribution (temperature 1, no filters); elsewhere it is that of the
-plain distribution at what was drawn.
+λ A_i / (prompts × n): the mean over completions, as in other policy gradients, of log p of the whole completion, which
+is not divided by its length, for that would favour long copies over short ones. λ compares only between recipes with
+the same n and replies of like length; a share of the gradient compares everywhere. The gradient is exact where
+completions are drawn from the plain distribution (temperature 1, no filters); elsewhere it is that of the plain
+distribution at what was drawn.
 
 Shapes: G completions of a set, T tokens of a completion.
 """
@@ -307,8 +306,7 @@ def _with_sets(
         "sample_time_s": round(seconds, 4),
     }
     scored = facts["sets"] - facts["missing_sets"]
-    length = tokens / sum(len(one.group.completions) for one in drawn)
-    rows = _rows(drawn, weight / (scored * length)) if scored and weight else ()
+    rows = _rows(drawn, weight / (scored * config.n_generations)) if scored and weight else ()
     updates = (*lesson.updates[:-1], (*lesson.updates[-1], *rows)) if lesson.updates else (rows,) if rows else ()
     shares = {TERM: config.gradient_share} if config.gradient_share is not None else {}
     who = {"step": step + 1, "condition": run.condition, "seed": run.seed}

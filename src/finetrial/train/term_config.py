@@ -51,8 +51,8 @@ class SetDiversityConfig(Config):
     weight: float | None = Field(
         default=None,
         ge=0,
-        description="lambda of CE - lambda x score; the term's gradient is that of the expected score, over the mean "
-        "tokens of a completion, as CE is per token; 0 measures and does not teach; default 1",
+        description="lambda of CE - lambda x score; the gradient is lambda / n_generations times that of the expected "
+        "score; 0 measures and does not teach; default 1",
     )
     gradient_share: float | None = Field(
         default=None, gt=0, lt=1, description="instead of a weight: the share of the gradient's norm it should have"
