@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetrial.campaign.conditions import Condition
 from finetrial.campaign.design import detectable
 from finetrial.campaign.execute import RunOptions
 from finetrial.campaign.folder import Folder
@@ -13,6 +15,8 @@ from finetrial.campaign.plan import Plan, Run, cohorts
 from finetrial.campaign.prepare import Prepared
 from finetrial.campaign.spec import Spec
 from finetrial.store import Store
+from finetrial.train.mixture import shares
+from finetrial.train.rl_config import RLConfig
 
 
 def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
                 "tokens": run.selection.facts["tokens"],
                 "steps": run.steps,
                 "scale": condition.model.scale,
+                "mixture": _mixed(condition, run),
                 "decisions": ", ".join(f"{n} {d}" for d, n in Counter(r.decision for r in runs).items()),
             }
         )
@@ -46,10 +51,13 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
     }
     trained = sum(tokens.values())
     groups = list(cohorts(decided.pending, options.cohort_size))
+    mixed = [told for row in conditions for told in row["mixture"].values()]
     sentences = [
         f"{len(decided.pending)} of {len(decided.runs)} runs to train, in {len(groups)} cohorts; "
-        f"{'at most' if 'rl' in tokens else 'about'} {trained:,} tokens through the base",
+        f"{'at most' if 'rl' in tokens or _may_stop(spec, decided) else 'about'} {trained:,} tokens through the base",
         *(_time(objective, tokens[objective], speeds[objective]) for objective in objectives),
+        *(part["sentence"] for part in mixed),
+        *_guards(spec, decided),
     ]
     sentences += [f"suite {s.name} begins with {_end(s.prompt)!r}" for s in decided.suites if s.step is None]
     if spec.by_default:
@@ -117,14 +125,74 @@ def progress(folder: Folder) -> dict[str, Any]:
     }
 
 
+def _mixed(condition: Condition, run: Run) -> dict[str, dict[str, Any]]:
+    """Part of a condition's mixture -> its rows, and how many of them, or which share of the tokens, a run is given."""
+    if condition.mixture is None:
+        return {}
+    config, told = condition.mixture, {}
+    share_G = shares(config, run.steps).mean(axis=0).tolist()
+    for name, share in zip(config.names[1:], share_G[1:], strict=True):
+        part = run.parts[name]
+        rows = round(share * run.steps * condition.training.batch_size)
+        what = f"of the rows, about {rows}," if config.unit == "rows" else "of the supervised tokens"
+        left_out = sum(part.facts["left_out"].values())
+        told[name] = {
+            "rows": len(part.ids),
+            "share": share,
+            "left_out": part.facts["left_out"],
+            "sentence": f"{condition.name} mixes in {name}: {share:.1%} {what} from {len(part.ids)} rows "
+            f"({left_out} left out: tested, or nothing to learn)",
+        }
+    return told
+
+
+def _may_stop(spec: Spec, decided: Plan) -> bool:
+    rules = [spec.condition(run.condition).stopping for run in decided.pending]
+    return any(rule is not None and (rule.patience is not None or rule.floor is not None) for rule in rules)
+
+
+def _guards(spec: Spec, decided: Plan) -> list[str]:
+    """Which conditions are guarded, and that a run is too short for its guard."""
+    told = []
+    for condition in spec.conditions:
+        steps = {run.steps for run in decided.runs if run.condition == condition.name}
+        rule = condition.stopping
+        if rule is None:
+            continue
+        told.append(
+            f"{condition.name} is measured on {rule.suite} every {rule.every} steps; these measurements add time"
+        )
+        if min(steps) < rule.every:
+            told.append(
+                f"{condition.name} ends after {min(steps)} steps, before its guard has measured it: it is unguarded"
+            )
+    return told
+
+
 def _tokens(spec: Spec, run: Run) -> int:
-    """Tokens that a run puts through the base: batches of average rows; of practice every prompt with whole groups of
-    completions of the greatest length, drawn once and learnt from."""
-    condition, facts = spec.condition(run.condition), run.selection.facts
-    per_row = facts["tokens"] / max(1, facts["examples"])
+    """Tokens that a run puts through the base: batches of average rows, those of a mixture by their shares (shares of
+    tokens taken for shares of rows). Of practice at most: prompts and completions of the greatest length, drawn as
+    often as dynamic sampling may, and learnt from in every epoch over them."""
+    condition = spec.condition(run.condition)
+    per_row = _per_row(run.selection.facts)
     if condition.rl is not None:
-        per_row = condition.rl.group_size * (per_row + 2 * condition.rl.sampling.max_tokens)
+        completion = condition.rl.sampling.max_tokens
+        drawn = _rounds(condition.rl) * completion
+        per_row = condition.rl.group_size * (drawn + condition.rl.epochs * (per_row + completion))
+    if condition.mixture is not None:
+        share_G = shares(condition.mixture, run.steps).mean(axis=0)
+        facts = [run.selection.facts, *(run.parts[name].facts for name in condition.mixture.names[1:])]
+        per_row = float(share_G @ [_per_row(of) for of in facts])
     return round(run.steps * condition.training.batch_size * per_row)
+
+
+def _per_row(facts: Mapping[str, Any]) -> float:
+    return facts["tokens"] / max(1, facts["examples"])
+
+
+def _rounds(rl: RLConfig) -> int:
+    """How often a step may draw its completions."""
+    return rl.dynamic_sampling.max_rounds if rl.dynamic_sampling.enabled else 1
 
 
 def _time(objective: str, tokens: int, speed: float | None) -> str:
@@ -147,8 +215,14 @@ def _measured_speed(store: Store, numerics: str, base_key: str, objective: str) 
         and r.get("objective", "sft") == objective
     ]
     seconds = sum(record["seconds"] for record in used)
-    tokens = sum(r["realised"]["tokens"] + r["realised"].get("sampled_tokens", 0) for r in used)
+    tokens = sum(_went_through(record) for record in used)
     return tokens / seconds if seconds else None
+
+
+def _went_through(record: Mapping[str, Any]) -> int:
+    """Tokens that a finished run has put through the base: what it drew, and what it learnt from in every epoch."""
+    epochs = record["science"].get("rl", {}).get("epochs", 1)
+    return epochs * record["realised"]["tokens"] + record["realised"].get("sampled_tokens", 0)
 
 
 def _last_step(path: Path) -> int | None:

@@ -129,12 +129,14 @@ def integrity(
     Practising runs may well give the same adapter: rules of credit coincide where a gate never opens or nobody plans.
     """
     short = [
-        f"{name}: {key} planned {record['planned'][key]}, realised {record['realised'][key]}"
+        f"{name}: {key} planned {due(record, key)}, realised {record['realised'][key]}"
         for name, record in records.items()
         if record["status"] == "done"
         for key in ("steps", "rows")
-        if record["planned"][key] != record["realised"][key]
+        if due(record, key) != record["realised"][key]
     ]
+    guards = {name: r["stopping"] for name, r in records.items() if r["status"] == "done" and "stopping" in r}
+    unguarded = [f"{name}: never measured on {guard['suite']}" for name, guard in guards.items() if not guard["ran"]]
     adapters: dict[str, list[str]] = {}
     for name, record in records.items():
         if record["status"] == "done":
@@ -150,13 +152,21 @@ def integrity(
     }
     seen = {(outcome.condition, outcome.seed, outcome.suite) for outcome in outcomes if outcome.value is not None}
     absent = sorted(f"{condition}_s{seed} on {suite}" for condition, seed, suite in expected - seen)
+    guarded = [_check("every guard of early stopping measured its run", not unguarded, unguarded)] if guards else []
     return [
         _check("realised steps and rows are those planned", not short, short),
+        *guarded,
         _check("no two different supervised runs gave the same adapter", not twins, twins),
         _check("every adapter differs from the base", not idle, idle),
         _check("every finished run was evaluated on every suite", not absent, absent),
         _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
     ]
+
+
+def due(record: Mapping[str, Any], key: str) -> int:
+    """How many steps, or rows, a run should have gone through: as planned, or up to where its guard stopped it."""
+    planned, end = record["planned"], (record.get("stopping") or {}).get("stopped_at")
+    return planned[key] if end is None else planned[key] * end // planned["steps"]
 
 
 def _check(check: str, passed: bool, details: list[str]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _shown(launch: Launch, task: Task, most: int = 200) -> str:
 def _condition(launch: Launch, run: Run, scratch: Path) -> list[Check]:
     """One real step: what is learnt from, and whether a finite gradient reaches the adapter."""
     folder = scratch / "preflight" / run.name
-    data = replace(run_data(launch, run, folder), snapshots=frozenset())
+    data = replace(run_data(launch, run, folder), snapshots=frozenset(), watch=None)
     (result,) = train_cohort(launch.base.model, [data], 1, folder / "checkpoint")
     if isinstance(run.selection, PracticeSet):
         if result.reason is not None:

@@ -12,8 +12,10 @@ from typing import Any
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.measure import evaluate
+from finetrial.campaign.mixing import mixture, mixture_facts
 from finetrial.campaign.plan import Run
 from finetrial.campaign.practice import PracticeSet
+from finetrial.campaign.watching import guard_facts, watch
 from finetrial.errors import UserError
 from finetrial.evaluate.progress import Progress
 from finetrial.identity import digest, file_digest
@@ -74,6 +76,8 @@ def run_data(launch: Launch, run: Run, folder: Path) -> RunData:
         folder=folder,
         key=run.key,
         practice=_practice(launch, run),
+        mixture=mixture(launch, run),
+        watch=watch(launch, run),
         snapshots=frozenset(run.snapshots),
     )
 
@@ -143,6 +147,14 @@ def _store_run(launch: Launch, run: Run, data: RunData, result: TrainResult, sha
     with launch.folder.store.put("train", run.key, record) as target:
         save_peft(result.adapter, target / "adapter", spec.model.base, spec.model.revision)
         record["adapter"] = _identity(target / "adapter", result.adapter)
+        last = None
+        if result.last is not None:
+            save_peft(result.last, target / "last", spec.model.base, spec.model.revision)
+            last = _identity(target / "last", result.last)
+        if data.watch is not None:
+            record["stopping"] = guard_facts(data.watch, result, record["adapter"], last)
+        if data.mixture is not None:
+            record["mixture"] = mixture_facts(run, data, data.mixture, result)
         write_json(target / "rows.json", sorted(map(list, run.rows)))
         shutil.copytree(data.folder, target, dirs_exist_ok=True)
         record["snapshots"] = {
@@ -156,7 +168,8 @@ def _facts(run: Run, data: RunData, result: TrainResult) -> tuple[dict[str, Any]
     """What was planned and what came of it, in the terms of the objective."""
     ledger, rows = result.ledger, run.steps * data.train.batch_size
     if data.practice is None:
-        return {"rows": rows, "distinct_rows": min(len(data.rows), rows)}, {
+        planned = {"rows": rows} if data.mixture else {"rows": rows, "distinct_rows": min(len(data.rows), rows)}
+        return planned, {
             "rows": ledger.rows,
             "distinct_rows": result.distinct_rows,
             "supervised_tokens": ledger.supervised_tokens,

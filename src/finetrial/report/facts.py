@@ -71,13 +71,16 @@ class RunFacts:
     realised: Mapping[str, Any] | None
     curve: tuple[Mapping[str, Any], ...]
     """Rows of `metrics.jsonl`."""
+    stopped_at: int | None = None
+    """Step after which its guard ended it."""
 
     @property
     def mismatches(self) -> list[str]:
-        """Facts that were planned and realised with different values."""
+        """Facts that were planned and realised with different values; a run that was stopped may be shorter."""
         if self.planned is None or self.realised is None:
             return []
-        both = [key for key in self.planned if key in self.realised]
+        shorter = () if self.stopped_at is None else ("steps", "rows", "distinct_rows")
+        both = [key for key in self.planned if key in self.realised and key not in shorter]
         return [key for key in both if not _same(self.planned[key], self.realised[key])]
 
 
@@ -271,7 +274,8 @@ def _read_run(folder: Path, run: Mapping[str, Any]) -> RunFacts:
     record = read_json(place / "record.json") if (place / "record.json").is_file() else {}
     metrics = place / "metrics.jsonl"
     curve = tuple(_lines(metrics)) if metrics.is_file() else ()
-    return RunFacts(run["condition"], run["seed"], record.get("planned"), record.get("realised"), curve)
+    end = (record.get("stopping") or {}).get("stopped_at")
+    return RunFacts(run["condition"], run["seed"], record.get("planned"), record.get("realised"), curve, end)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

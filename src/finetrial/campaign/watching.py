@@ -1,0 +1,104 @@
+"""Guards of a campaign's runs: what the loop measures them on, and what a record says of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetrial.analyze.metrics import direction
+from finetrial.campaign.contrasts import watched_metric
+from finetrial.campaign.launch import Launch
+from finetrial.campaign.plan import Run
+from finetrial.data.select import draw_order
+from finetrial.errors import UserError
+from finetrial.identity import digest
+from finetrial.model.render import Rendered, render_batch
+from finetrial.train.runs import Questions, TrainResult, Watch
+from finetrial.train.stopping_config import StoppingConfig
+
+
+def watch(launch: Launch, run: Run) -> Watch | None:
+    """What a run is measured on while it trains, as its suite is measured in the end; None without `[stopping]`.
+
+    Raises:
+        UserError: no item of the suite can be measured.
+    """
+    config = launch.spec.condition(run.condition).stopping
+    if config is None:
+        return None
+    suite = next(suite for suite in launch.prepared.inputs.suites if suite.name == config.suite)
+    metric = watched_metric(config, suite.kind)
+    items = watched_items(suite.items, config)
+    return Watch(
+        config=config,
+        metric=metric,
+        better=direction(metric),
+        key=digest([suite.hash, metric, list(items)]),
+        on=_texts(launch, config.suite, items)
+        if suite.kind == "perplexity"
+        else _questions(launch, config.suite, items),
+    )
+
+
+def watched_items(items: Sequence[str], config: StoppingConfig) -> tuple[str, ...]:
+    """The items that are measured, sorted: all, or those that come first in an order drawn by their ids."""
+    drawn = draw_order(0, "watched", items)
+    return tuple(sorted(sorted(items, key=lambda item: drawn[item])[: config.items]))
+
+
+def _texts(launch: Launch, suite: str, items: Sequence[str]) -> dict[str, Rendered]:
+    """The items that can be rendered."""
+    wanted = set(items)
+    examples = sorted((e for e in launch.prepared.suites[suite] if e.id in wanted), key=lambda example: example.id)
+    batch = render_batch(
+        (example.messages for example in examples), launch.base.tokenizer, launch.spec.model.max_length
+    )
+    rows = {example.id: row for example, row in zip(examples, batch.rows, strict=True) if row is not None}
+    if not rows:
+        raise UserError(f"[stopping] suite {suite!r}: no item can be scored, for example: {batch.refused[0]}")
+    return rows
+
+
+def _questions(launch: Launch, suite: str, items: Sequence[str]) -> Questions:
+    exam, wanted = launch.prepared.tasks.exams[suite], set(items)
+    tasks = [task for task in exam.tasks if task.id in wanted]
+    return Questions(
+        tasks=tasks,
+        prompts=launch.prepared.prompts_of(tasks),
+        grader=launch.graders.of(exam.grading),
+        tokenizer=launch.base.tokenizer,
+        stop_ids=launch.base.stop_ids,
+        sampling=exam.evaluation.sampling,
+        samples=exam.evaluation.samples,
+        seed=exam.evaluation.seed,
+    )
+
+
+def guard_facts(watch: Watch, result: TrainResult, adapter: str, last: str | None) -> dict[str, Any]:
+    """What a guard measured and decided; `ran` is False where it never had a value of the run.
+
+    Args:
+        watch: the guard.
+        result: what became of it.
+        adapter: identity of the adapter that is kept.
+        last: that of the last one, where it is another.
+    """
+    ledger = result.ledger
+    measured = {one.step: one for one in ledger.history}
+    best = None if ledger.best_step is None else measured[ledger.best_step]
+    final = ledger.history[-1] if ledger.history else None
+    ran = any(one.value is not None for one in ledger.history)
+    end = ledger.steps if ledger.stopped_at is None else ledger.stopped_at
+    return {
+        "suite": watch.config.suite,
+        "metric": watch.metric,
+        "better": watch.better,
+        "ran": ran,
+        "baseline": ledger.baseline,
+        "watched": ledger.watched,
+        "best": None if best is None else {"step": best.step, "value": best.value},
+        "last": None if final is None else {"step": final.step, "value": final.value},
+        "stopped_at": ledger.stopped_at,
+        "reason": ledger.stop_reason,
+        "selected_step": end if last is None else ledger.best_step,
+        "selected": adapter,
+        "last_adapter": last or adapter,
+    }
