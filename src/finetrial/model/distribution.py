@@ -19,6 +19,9 @@ from torch import Tensor
 CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**27}
 """Logits that exist at once: a chunk that fits the cache of a CPU, and one that fills a GPU."""
 
+DIVERGENCE_TENSORS = 4
+"""A divergence keeps so many more tensors of a chunk than a likelihood, which must fit as well."""
+
 Divergence = Literal["ref_student", "student_ref", "js"]
 
 Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -136,7 +139,8 @@ def token_stats(
     if weigh is not None and (divergence is None or entropy or measure_only):
         raise ValueError("weigh is for a divergence whose gradient is wanted, without an entropy")
     ask = _Ask(temperature_M, entropy, reference_MH, divergence, js_beta, measure_only, weigh)
-    found = iter(_ChunkedStats.apply(hidden_MH, target_M, head, ask, _chunk(hidden_MH, head, chunk_numbers)))  # type: ignore[arg-type]
+    chunk = _chunk(hidden_MH, head, chunk_numbers, 1 if divergence is None else DIVERGENCE_TENSORS)
+    found = iter(_ChunkedStats.apply(hidden_MH, target_M, head, ask, chunk))  # type: ignore[arg-type]
     blend = next(found) if weigh is not None else None
     return TokenStats(
         blend=blend,
@@ -172,8 +176,8 @@ def top_reference(
     return TopReference(ids_MK, logp_MK, tail_M)
 
 
-def _chunk(hidden_MH: Tensor, head: Head, numbers: int | None) -> int:
-    numbers = numbers or CHUNK_NUMBERS.get(hidden_MH.device.type, CHUNK_NUMBERS["cpu"])
+def _chunk(hidden_MH: Tensor, head: Head, numbers: int | None, tensors: int = 1) -> int:
+    numbers = numbers or CHUNK_NUMBERS.get(hidden_MH.device.type, CHUNK_NUMBERS["cpu"]) // tensors
     return max(1, numbers // head.weight_VH.shape[0])
 
 
@@ -207,6 +211,20 @@ class _ChunkedStats(torch.autograd.Function):
             if head.softcap is not None and slopes:
                 bend_CV = 1 - (logits_CV / head.softcap) ** 2
             _temper(logits_CV, ask.temperature_M, rows)
+            if weigh is not None:
+                logp_CV = logits_CV.log_softmax(dim=1)
+                p_CV = torch.exp(logp_CV, out=logits_CV)
+                ((value_C1, pull_CV),) = _asked(ask, head, logp_CV, p_CV, rows)
+                nll_C, value_C = -logp_CV.gather(1, target_C1)[:, 0], value_C1[:, 0]
+                values[0][rows], values[1][rows] = nll_C, value_C
+                nll_weight_C, weight_C = weigh(rows, nll_C, value_C)
+                blend += (nll_weight_C.double() * nll_C + weight_C.double() * value_C).sum()
+                if slopes:
+                    nll_weight_C1 = nll_weight_C[:, None].to(p_CV.dtype)
+                    pull_CV.mul_(weight_C[:, None].to(p_CV.dtype)).addcmul_(p_CV, nll_weight_C1)
+                    pull_CV.scatter_add_(1, target_C1, -nll_weight_C1)
+                    _through_head(pull_CV, bend_CV, head, ask, rows, slopes[0])
+                continue
             top_C1 = logits_CV.amax(dim=1, keepdim=True)
             own_C1 = logits_CV.gather(1, target_C1) - top_C1
             logits_CV.sub_(top_C1)
@@ -218,18 +236,6 @@ class _ChunkedStats(torch.autograd.Function):
             p_CV = weight_CV.div_(total_C1)
             if more:
                 logp_CV = logits_CV.sub_(total_C1.log())
-                if weigh is not None:
-                    ((value_C1, pull_CV),) = _asked(ask, head, logp_CV, p_CV, rows)
-                    nll_C, value_C = values[0][rows], value_C1[:, 0]
-                    values[1][rows] = value_C
-                    nll_weight_C, weight_C = weigh(rows, nll_C, value_C)
-                    blend += (nll_weight_C.double() * nll_C + weight_C.double() * value_C).sum()
-                    if slopes:
-                        nll_weight_C1 = nll_weight_C[:, None].to(p_CV.dtype)
-                        pull_CV.mul_(weight_C[:, None].to(p_CV.dtype)).addcmul_(p_CV, nll_weight_C1)
-                        pull_CV.scatter_add_(1, target_C1, -nll_weight_C1)
-                        _through_head(pull_CV, bend_CV, head, ask, rows, slopes[0])
-                    continue
                 for k, (value_C1, pull_CV) in enumerate(_asked(ask, head, logp_CV, p_CV, rows), start=1):
                     values[k][rows] = value_C1[:, 0]
                     if k < len(slopes):
@@ -301,7 +307,7 @@ def _asked(ask: _Ask, head: Head, logp_CV: Tensor, p_CV: Tensor, rows: slice) ->
 def _log_softmax(head: Head, hidden_MH: Tensor, temperature_M: Tensor | None, rows: slice) -> Tensor:
     logits_CV = head.logits(hidden_MH[rows])
     _temper(logits_CV, temperature_M, rows)
-    return logits_CV.sub_(logits_CV.logsumexp(dim=1, keepdim=True))
+    return logits_CV.log_softmax(dim=1)
 
 
 def _others(logp_CV: Tensor, ids_CK: Tensor) -> Tensor:
@@ -310,16 +316,22 @@ def _others(logp_CV: Tensor, ids_CK: Tensor) -> Tensor:
 
 
 def _divergence(kind: Divergence, logr_CV: Tensor, logp_CV: Tensor, p_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Value (C, 1) and derivative (C, V) by the logits of p; `token_stats` has the formulas."""
+    """Value (C, 1) and derivative (C, V) by the logits of p; `token_stats` has the formulas. Uses `logr_CV` up."""
     if kind == "ref_student":
         r_CV = logr_CV.exp()
-        return (r_CV * (logr_CV - logp_CV)).sum(dim=1, keepdim=True), p_CV - r_CV
+        value_C1 = _dots(r_CV, logr_CV.sub_(logp_CV))
+        return value_C1, torch.sub(p_CV, r_CV, out=r_CV)
     if kind == "student_ref":
         gap_CV = logp_CV - logr_CV
-        value_C1 = (p_CV * gap_CV).sum(dim=1, keepdim=True)
+        value_C1 = _dots(p_CV, gap_CV)
         return value_C1, gap_CV.sub_(value_C1).mul_(p_CV)
     logm_CV = torch.logaddexp(logr_CV + math.log(beta), logp_CV + math.log1p(-beta))
     own_CV = logp_CV - logm_CV
-    own_C1 = (p_CV * own_CV).sum(dim=1, keepdim=True)
-    theirs_C1 = (logr_CV.exp() * (logr_CV - logm_CV)).sum(dim=1, keepdim=True)
+    own_C1 = _dots(p_CV, own_CV)
+    theirs_C1 = _dots(logr_CV.exp(), logm_CV.neg_().add_(logr_CV))
     return beta * theirs_C1 + (1 - beta) * own_C1, own_CV.sub_(own_C1).mul_(p_CV).mul_(1 - beta)
+
+
+def _dots(one_CV: Tensor, other_CV: Tensor) -> Tensor:
+    """Inner product (C, 1) of each row."""
+    return torch.linalg.vecdot(one_CV, other_CV)[:, None]

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from finetrial.train.lesson import MAIN, Objective, Report, Row
-from finetrial.train.runs import Ledger
+from finetrial.train.runs import Ledger, RunData
 
 PROBES = 3
-"""First updates of a term at which it is measured; after them at every power of two."""
+"""First updates of a term at which it is measured; after them at every power of four."""
 WEAK, STRONG = 0.01, 0.9
-"""Shares below and above which a term is worth a warning."""
+"""Shares below and above which a term is worth a warning. A divergence from the base grows as the adapter moves, so
+it is weak only if it never gets that far."""
+FROM_BASE = ("anchor", "kl")
+"""Terms that are divergences from the base: without a gradient until the adapter has moved, small until it is far."""
 NOISE = 1e-6
 """Share below which a gradient is rounding, whose direction means nothing."""
 DECAY = 0.9
@@ -52,7 +55,8 @@ class TermState:
 
 def is_probed(acted: int) -> bool:
     """Whether a term that has acted in so many updates is measured in the next one."""
-    return acted < PROBES or (acted + 1).bit_count() == 1
+    count = acted + 1
+    return count <= PROBES or (count.bit_count() == 1 and count.bit_length() % 2 == 1)
 
 
 def weight_for_share(share: float, main_norm: float, term_norm: float) -> float:
@@ -208,8 +212,21 @@ def acting(objective: Objective, rows: Sequence[Row], anchored: bool) -> set[str
     return terms
 
 
+def auxiliary_terms(run: RunData) -> set[str]:
+    """Auxiliary terms that a run has, whether or not they ever act."""
+    terms = {"anchor"} if run.anchor is not None and run.anchor.coef else set()
+    if run.sets is not None and run.sets.config.weight != 0:
+        terms.add("set_diversity")
+    if run.practice is not None:
+        loss = run.practice.rl.loss
+        terms |= {"entropy"} if loss.entropy_coef else set()
+        terms |= {"kl"} if loss.kl_coef and loss.kl_in == "loss" else set()
+    return terms
+
+
 def term_facts(terms: Mapping[str, Mapping[str, Any]], expected: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """What a run's record says of its auxiliary terms: every measured update, the median share, and a warning.
+    """What a run's record says of its auxiliary terms: every measured update, the median share, and a warning where
+    the share never reaches `WEAK` or its median is above `STRONG`.
 
     The median is over updates of an adapter that had moved.
 
@@ -221,23 +238,22 @@ def term_facts(terms: Mapping[str, Mapping[str, Any]], expected: Iterable[str] =
     for term in sorted({*terms, *expected}):
         state = TermState(**terms.get(term, {}))
         shares = [probe["share"] for probe in state.probes if probe["moved"] and probe["share"] is not None]
-        share = statistics.median(shares) if shares else None
         facts[term] = {
             "acted": state.acted,
-            "share": share,
-            "warning": _warning(term, state, share),
+            "share": statistics.median(shares) if shares else None,
+            "warning": _warning(term, state, shares),
             "probes": state.probes,
         }
     return facts
 
 
-def _warning(term: str, state: TermState, share: float | None) -> str | None:
+def _warning(term: str, state: TermState, shares: Sequence[float]) -> str | None:
     if not state.acted:
         return f"the term '{term}' never acted"
-    if share is None:
+    if not shares:
         return f"the term '{term}' was never measured after a first update"
-    if share < WEAK:
-        return f"the term '{term}' has {share:.2%} of the gradient: below {WEAK:.0%} it hardly teaches"
-    if share > STRONG:
-        return f"the term '{term}' has {share:.1%} of the gradient: above {STRONG:.0%} little else is learnt"
+    if max(shares) < WEAK:
+        return f"the term '{term}' never has {WEAK:.0%} of the gradient, at most {max(shares):.2%}: it hardly teaches"
+    if (share := statistics.median(shares)) > STRONG:
+        return f"the term '{term}' has {share:.1%} of the gradient, above {STRONG:.0%}: little else is learnt"
     return None
