@@ -33,6 +33,7 @@ source = "world:replies?count=6&seed=3"
 samples = 3
 temperature = 1.0
 max_tokens = 12
+semantic = true
 
 [[suites]]
 name = "letters"
@@ -257,8 +258,8 @@ def test_ceilings_and_floors_are_told() -> None:
 
 def test_what_is_measured_of_texts_follows_the_settings(measured: tuple[Path, Folder, list[str]]) -> None:
     assert EvaluationConfig().metrics == ()
-    assert {*SEMANTIC} <= {*EvaluationConfig(samples=2, temperature=1).metrics}
-    assert not {*SEMANTIC} & {*EvaluationConfig(samples=2, temperature=1, semantic=False).metrics}
+    assert {*TEXTUAL, *ROUGE} == {*EvaluationConfig(samples=2, temperature=1).metrics}
+    assert {*SEMANTIC} <= {*EvaluationConfig(samples=2, temperature=1, semantic=True).metrics}
     assert EvaluationConfig(samples=2, temperature=1, diversity=False).metrics == ()
     assert "rouge_1" in EvaluationConfig(diversity=True).metrics
     contrast = '\n[[contrasts]]\ncandidate = "grpo+none"\nbaseline = "base"\nsuite = "{}"\nmetric = "{}"\n'

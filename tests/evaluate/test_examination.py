@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from finetrial.errors import UserError
-from finetrial.evaluate.tasks import Answer, evaluate_tasks, prompt_ids
+from finetrial.evaluate.completions import write
+from finetrial.evaluate.tasks import Answer, prompt_ids
+from finetrial.evaluate.tasks import examine as graded
 from finetrial.generate.config import SamplingConfig
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader, grader
-from finetrial.model.adapters import Adapter, fresh_adapter
+from finetrial.model.adapters import Adapter, AdapterStack, fresh_adapter
 from finetrial.model.base import Base, load_base
 from finetrial.model.config import ModelConfig
+from finetrial.model.loss import head_of
 from finetrial.records import Grade, Task
 from finetrial.seeds import stream
 
@@ -51,8 +54,10 @@ def moved(base: Base, seed: int) -> Adapter:
 
 def examine(of: Base, adapters: Sequence[Adapter], items: Sequence[Task], **options: object) -> list:
     settings: dict = {"sampling": SAMPLING, "samples": 2, "grader": Counting(), **options}
-    prompts = prompt_ids(items, of.tokenizer)
-    return evaluate_tasks(of.model, adapters, items, prompts, of.tokenizer, of.stop_ids, **settings)
+    models = [*([None] if settings.pop("base", True) else []), *range(len(adapters))]
+    prompts, head = prompt_ids(items, of.tokenizer), head_of(of.model)
+    with AdapterStack(of.model, adapters) as stack:
+        return graded(of.model, head, stack, models, items, prompts, of.tokenizer, of.stop_ids, **settings)
 
 
 def texts(answers: list[list[Answer]]) -> list[list[str]]:
@@ -67,6 +72,16 @@ def test_answers_come_by_model_item_and_sample_and_the_base_comes_first(base: Ba
     assert texts(answers[1]) != texts(answers[0])
     assert all(1 <= answer.tokens <= 6 for of in answers for mine in of for answer in mine)
     assert [mine[0].grade.value is None for mine in answers[0]] == [False, False, False, True]
+
+
+def test_what_is_written_is_what_is_graded(base: Base) -> None:
+    adapters = [moved(base, 1)]
+    prompts = prompt_ids(tasks(), base.tokenizer)
+    written = write(base.model, adapters, tasks(), prompts, base.tokenizer, base.stop_ids, SAMPLING, 2)
+    answers = examine(base, adapters, tasks())
+    assert [texts(of) for of in written] == [texts(of) for of in answers]
+    half = write(base.model, adapters, tasks()[2:], prompts[2:], base.tokenizer, base.stop_ids, SAMPLING, 2, base=False)
+    assert texts(half[0]) == texts(written[1][2:])
 
 
 def test_without_the_base_only_adapters_are_examined(base: Base) -> None:

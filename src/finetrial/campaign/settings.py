@@ -131,7 +131,11 @@ class EvaluationConfig(Config):
         description="tasks: measure how the samples of a prompt differ and how they resemble its reference; unset: "
         "where there are several samples",
     )
-    semantic: bool = Field(default=True, description="tasks: with diversity, also by embeddings of the base")
+    semantic: bool = Field(
+        default=False,
+        description="tasks: with diversity, measure it by embeddings of the base too (vendi, semantic_diversity); it "
+        "costs about a third of what writing them did",
+    )
     matched_words: int | None = Field(
         default=None,
         ge=1,

@@ -16,6 +16,7 @@ from finetrial.campaign.measures.examinee import Examinee, put, stored
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.campaign.practice import Exam, Grading
 from finetrial.evaluate.diversity import diversity_by_prompt
+from finetrial.evaluate.perplexity import CPU_BATCH_TOKENS
 from finetrial.evaluate.rouge import LEAST_WORDS, rouge_of_words, rouge_words
 from finetrial.grade.grade import resolved
 from finetrial.identity import digest, stage_key
@@ -191,7 +192,9 @@ def _texts(
     embeddings = None
     if evaluation.instruments["semantic"]:
         flat = [text for mine in texts for text in mine]
-        vectors_NH = embed(launch.base.model, launch.base.tokenizer, flat, evaluation.batch_tokens)
+        room = launch.spec.evaluation.batch_tokens
+        room = min(room, CPU_BATCH_TOKENS) if launch.base.device.type == "cpu" else room
+        vectors_NH = embed(launch.base.model, launch.base.tokenizer, flat, room)
         embeddings = np.split(vectors_NH, len(texts))
     values = diversity_by_prompt(
         texts,
