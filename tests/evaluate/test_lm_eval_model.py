@@ -67,6 +67,7 @@ def theirs(base, tasks, folder, **options):
     return evaluator.simple_evaluate(model=lm, tasks=tasks, bootstrap_iters=0, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_results_are_those_of_one_model_after_another(tmp_path, base, adapters, tasks, chat):
     options = {"apply_chat_template": chat, "fewshot_as_multiturn": chat}

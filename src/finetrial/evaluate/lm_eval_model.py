@@ -6,12 +6,13 @@ the request, inside the object that holds the base, so no model is ever given an
 `use_cache` keeps answers under the request alone and is refused.)
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,9 @@ class StackLM(TemplateLM):
         self.shown = self.digests[0 if adapter is None else 1 + adapter]
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> Any:
         """The token that ends a text."""
-        return int(self.tokenizer.convert_tokens_to_ids(str(self.tokenizer.eos_token)))
+        return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
@@ -281,13 +282,37 @@ def evaluate_all(
         if given is None or (num_fewshot is not None and given != 0):  # 0 in a task's own configuration stays
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
     lm = StackLM(base, list(adapters.values()), batch_tokens, seed=seed)
-    found = {}
-    for n, name in enumerate([BASE, *adapters]):
-        lm.show(n - 1 if n else None)
-        for task in loaded["tasks"].values():
-            task.set_fewshot_seed(seed=fewshot_seed)  # choosing examples moves its stream
-        found[name] = evaluator.evaluate(lm, loaded, **options)
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=fewshot_seed)
+    found = {BASE: evaluator.evaluate(lm, loaded, **options)}
+    with _same_requests(loaded["tasks"].values()) as renew:
+        for n, name in enumerate(adapters):
+            lm.show(n)
+            renew()
+            found[name] = evaluator.evaluate(lm, loaded, **options)
     return found
+
+
+@contextlib.contextmanager
+def _same_requests(tasks: Iterable[Any]) -> Iterator[Callable[[], None]]:
+    """Within the block tasks do not build their requests again; what is yielded empties those that they have.
+
+    Rendering prompts takes the harness longer than a small model takes to answer them, and every model is asked the
+    very same.
+    """
+    built = [(task, task.instances) for task in tasks]
+
+    def renew() -> None:
+        for task, requests in built:
+            task._instances = [dataclasses.replace(one, resps=[], filtered_resps={}) for one in requests]
+
+    for task, _ in built:
+        task.build_all_requests = lambda **_: None
+    try:
+        yield renew
+    finally:
+        for task, _ in built:
+            del task.build_all_requests
 
 
 def digest_of(adapter: Adapter) -> str:
