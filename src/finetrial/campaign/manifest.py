@@ -160,7 +160,16 @@ def integrity(
         _check("every adapter differs from the base", not idle, idle),
         _check("every finished run was evaluated on every suite", not absent, absent),
         _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
+        *_gradient_shares(records),
     ]
+
+
+def _gradient_shares(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A note on auxiliary terms of the loss that do next to nothing or nearly everything; none without such terms."""
+    terms = [(name, fact) for name, record in records.items() for fact in record.get("terms", {}).values()]
+    doubts = [f"{name}: {fact['warning']}" for name, fact in terms if fact["warning"]]
+    check = _check("auxiliary terms of the loss have their part in the gradient", True, doubts)
+    return [{**check, "warning": bool(doubts)}] if terms else []
 
 
 def due(record: Mapping[str, Any], key: str) -> int:

@@ -1,7 +1,7 @@
 """Preflight that executes: what a campaign needs is tried on a small scale, not asserted.
 
 Every condition is trained for one step in a throwaway folder, so that masks, gradients and memory are those of the
-real run.
+real run; for a few where its loss has auxiliary terms, whose gradients are measured one by one.
 """
 
 import json
@@ -29,7 +29,8 @@ from finetrial.model.base import Base, load_base
 from finetrial.model.render import Rendered, render_batch
 from finetrial.records import Task
 from finetrial.train.cohort import train_cohort
-from finetrial.train.runs import TrainResult
+from finetrial.train.gradient_share import FROM_BASE, PROBES, WEAK, TermState, auxiliary_terms, term_facts
+from finetrial.train.runs import RunData, TrainResult
 
 BYTES_PER_NUMBER = 4
 """Adapters are stored as float32."""
@@ -109,22 +110,62 @@ def _shown(launch: Launch, task: Task, most: int = 200) -> str:
 
 
 def _condition(launch: Launch, run: Run, scratch: Path) -> list[Check]:
-    """One real step: what is learnt from, and whether a finite gradient reaches the adapter."""
+    """Real steps: what is learnt from, whether a finite gradient reaches the adapter, and what each term is of it."""
     folder = scratch / "preflight" / run.name
-    data = replace(run_data(launch, run, folder), snapshots=frozenset(), watch=None)
-    (result,) = train_cohort(launch.base.model, [data], 1, folder / "checkpoint")
+    data = _twin(run_data(launch, run, folder))
+    steps = PROBES if auxiliary_terms(data) else 1
+    (result,) = train_cohort(launch.base.model, [data], steps, folder / "checkpoint")
+    rows = [json.loads(line) for line in data.metrics.read_text(encoding="utf-8").splitlines()]
+    terms = _terms(run, data, result)
     if isinstance(run.selection, PracticeSet):
-        if result.reason is not None:
-            return [Check(f"{run.condition}: one step of practice is finite", False, result.reason)]
-        row = json.loads(data.metrics.read_text(encoding="utf-8").splitlines()[0])
-        return _practised(run, run.selection, result, row, _shown(launch, run.selection.tasks[0]))
-    loss = result.ledger.loss
+        if rows[0]["loss"] is None:
+            return [Check(f"{run.condition}: one step of practice is finite", False, str(result.reason))]
+        return [
+            *_practised(run, run.selection, result, rows[0], _shown(launch, run.selection.tasks[0])),
+            *terms,
+        ]
+    loss = rows[0]["loss"]
     told = f"loss {loss:.4f} on the first batch" if loss is not None else str(result.reason)
-    finite = result.status == "done" and moved(result.adapter)
+    finite = loss is not None and moved(result.adapter)
     return [
         Check(f"{run.condition}: rows can be trained on", True, _coverage(data.rows)),
         Check(f"{run.condition}: the first gradient is finite and not zero", finite, told),
+        *terms,
     ]
+
+
+def _twin(data: RunData) -> RunData:
+    """The run with its auxiliary terms acting from the first step on, and without a guard."""
+    anchor, sets = data.anchor, data.sets
+    if anchor is not None:
+        anchor = anchor.model_copy(update={"start_step": 0, "warmup_steps": 0, "decay_steps": 0, "final_coef": 0.0})
+    if sets is not None:
+        sets = replace(sets, config=sets.config.model_copy(update={"every_n_steps": 1}))
+    return replace(data, anchor=anchor, sets=sets, snapshots=frozenset(), watch=None)
+
+
+def _terms(run: Run, data: RunData, result: TrainResult) -> list[Check]:
+    """The share of the gradient that each auxiliary term has at the first steps; one without any teaches nothing.
+
+    A divergence from the base begins at 0 and grows as the adapter moves, so a small share of one is no doubt yet.
+    """
+    checks = []
+    for term, facts in term_facts(result.ledger.terms, auxiliary_terms(data)).items():
+        probes, share = facts["probes"], facts["share"]
+        shares = [f"{probe['share']:.2%}" for probe in probes if probe["share"] is not None]
+        told = f"{', '.join(shares)} of the gradient at its first steps" if shares else str(facts["warning"])
+        alive = not TermState(**result.ledger.terms.get(term, {})).dead
+        grows = term in FROM_BASE and share is not None and share < WEAK
+        warning = alive and facts["warning"] is not None and not grows
+        checks.append(
+            Check(
+                f"{run.condition}: the term '{term}' has a gradient",
+                alive,
+                told if alive else f"{told}: it teaches nothing",
+                warning=warning,
+            )
+        )
+    return checks
 
 
 def _practised(
@@ -142,7 +183,7 @@ def _practised(
     limit = f"{cut:.0%} of completions reach the limit of tokens" + (
         "; raise rl.sampling.max_tokens" if cut > 0.5 else ""
     )
-    finite = moved(result.adapter) == (row["updates"] > 0)
+    finite = moved(result.adapter) == (result.ledger.updates > 0)
     told = f"loss {row['loss']:.4g}, gradient norm {row['grad_norm'] or 0.0:.4g}"
     missing = f"{result.ledger.missing_grades} of {graded} completions have no grade"
     name = run.condition

@@ -18,14 +18,18 @@ from finetrial.campaign.practice import PracticeSet
 from finetrial.campaign.watching import guard_facts, watch
 from finetrial.errors import UserError
 from finetrial.evaluate.progress import Progress
+from finetrial.evaluate.tasks import prompt_ids
 from finetrial.identity import digest, file_digest
 from finetrial.model.adapters import Adapter
 from finetrial.model.config import ModelConfig
 from finetrial.model.peft_format import WEIGHTS, load_peft, save_peft
 from finetrial.model.render import Rendered, render_batch
+from finetrial.records import Example, Task
 from finetrial.store import read_json, write_json
 from finetrial.train.cohort import train_cohort
-from finetrial.train.runs import Practice, RunData, TrainResult
+from finetrial.train.gradient_share import auxiliary_terms, term_facts
+from finetrial.train.runs import Ledger, Practice, RunData, SetPrompts, TrainResult
+from finetrial.train.set_diversity import SetLog
 
 COHORT = "cohort.json"
 """Keys of a cohort's runs, in its checkpoint folder."""
@@ -78,6 +82,8 @@ def run_data(launch: Launch, run: Run, folder: Path) -> RunData:
         practice=_practice(launch, run),
         mixture=mixture(launch, run),
         watch=watch(launch, run),
+        sets=_sets(launch, run),
+        anchor=condition.anchor,
         snapshots=frozenset(run.snapshots),
     )
 
@@ -115,6 +121,43 @@ def _practice(launch: Launch, run: Run) -> Practice | None:
     )
 
 
+def _sets(launch: Launch, run: Run) -> SetPrompts | None:
+    """What sets of completions are drawn for: every prompt of the run's rows that leaves room for a completion.
+
+    Raises:
+        UserError: none does.
+    """
+    condition = launch.spec.condition(run.condition)
+    config = condition.set_diversity
+    if config is None or isinstance(run.selection, PracticeSet):
+        return None
+    asked = {task.content_hash: task for task in map(last_turn, reversed(run.selection.examples)) if task.messages}
+    tasks = sorted(asked.values(), key=lambda task: task.id)
+    context = getattr(launch.base.model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(condition.model.max_length, context or condition.model.max_length)
+    prompts = prompt_ids(tasks, launch.base.tokenizer)
+    fitting = [n for n, prompt_T in enumerate(prompts) if len(prompt_T) + config.sampling.max_tokens <= most]
+    if not fitting:
+        raise UserError(
+            f"{run.name}: none of the {len(tasks)} prompts of its rows leaves room for set_diversity.sampling."
+            f"max_tokens = {config.sampling.max_tokens} tokens within {most}; ask for fewer"
+        )
+    return SetPrompts(
+        config=config,
+        tasks=[tasks[n] for n in fitting],
+        prompts=[prompts[n] for n in fitting],
+        tokenizer=launch.base.tokenizer,
+        stop_ids=launch.base.stop_ids,
+    )
+
+
+def last_turn(example: Example) -> Task:
+    """What a row asks before the assistant's last turn, which is the reference."""
+    last = max(i for i, message in enumerate(example.messages) if message["role"] == "assistant")
+    said = str(example.messages[last].get("content") or "")
+    return Task(example.id, example.group, example.messages[:last], said, meta=example.meta)
+
+
 def _store_run(launch: Launch, run: Run, data: RunData, result: TrainResult, sharing: int) -> None:
     spec, model = launch.spec, data.model
     planned, realised = _facts(run, data, result)
@@ -140,6 +183,7 @@ def _store_run(launch: Launch, run: Run, data: RunData, result: TrainResult, sha
             "tokens": result.ledger.tokens,
             "final_loss": result.ledger.loss,
         },
+        "terms": term_facts(result.ledger.terms, auxiliary_terms(data)),
         "cohort": sharing,
         "seconds": result.seconds / sharing,
         "moved": moved(result.adapter),
@@ -176,6 +220,7 @@ def _facts(run: Run, data: RunData, result: TrainResult) -> tuple[dict[str, Any]
             "truncated_rows": result.truncated_rows,
             "unsupervised_rows": result.unsupervised_rows,
             "selected_rows": len(data.rows),
+            **({} if data.sets is None else {"set_diversity": _set_facts(data.sets, ledger)}),
         }
     return {"rows": rows * data.practice.rl.group_size}, {
         "rows": ledger.rows,
@@ -187,6 +232,21 @@ def _facts(run: Run, data: RunData, result: TrainResult) -> tuple[dict[str, Any]
         "sampled_tokens": ledger.sampled_tokens,
         "missing_grades": ledger.missing_grades,
         "correct": ledger.correct,
+    }
+
+
+def _set_facts(sets: SetPrompts, ledger: Ledger) -> dict[str, Any]:
+    """What a run drew beside its rows; `warnings` say what collapsed."""
+    log = SetLog(**ledger.sets) if ledger.sets else SetLog()
+    return {
+        "prompts": len(sets.tasks),
+        "sets": log.sets,
+        "missing_sets": log.missing_sets,
+        "equal_sets": log.equal_sets,
+        "sampled_tokens": ledger.sampled_tokens,
+        "first": log.first,
+        "recent": log.recent,
+        "warnings": list(log.alarms.values()),
     }
 
 
