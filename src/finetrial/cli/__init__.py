@@ -1,6 +1,7 @@
 """The command line: every command parses its arguments, calls one documented function and prints what it returns.
 
-Exit codes: 0 done, 2 bad input, 130 interrupted with a checkpoint written; `verdict` adds 10, 20 and 30.
+Exit codes: 0 done, 2 bad input, 130 interrupted with a checkpoint written; `verdict` adds 10, 20 and 30,
+`lint --strict` adds 1.
 """
 
 import errno

@@ -9,7 +9,7 @@ from typing import Any
 from finetrial.data.workshop import encoding
 from finetrial.data.workshop.config import FIELD, StandardiseConfig
 from finetrial.data.workshop.literals import read_structure, render_lines
-from finetrial.data.workshop.shapes import FENCE, LEADING, MARKER, TRAILING, shapes
+from finetrial.data.workshop.shapes import LEADING, MARKER, TRAILING, fenced, shapes
 from finetrial.errors import nearest
 
 MOST_STEPS = 12
@@ -136,9 +136,9 @@ def _by_lines(value: Any, prompt: str, config: StandardiseConfig) -> str:
 
 
 def _unfenced(value: Any, prompt: str, config: StandardiseConfig) -> str:
-    found = FENCE.fullmatch(value)
-    assert found is not None  # the shape was found by the same expression
-    return found[2].strip()
+    found = fenced(value)
+    assert found is not None  # the shape was found by the same function
+    return found[1]
 
 
 def _unquoted(value: Any, prompt: str, config: StandardiseConfig) -> str:
@@ -149,7 +149,10 @@ def _unquoted(value: Any, prompt: str, config: StandardiseConfig) -> str:
 
 
 def _unmarked(value: Any, prompt: str, config: StandardiseConfig) -> str:
-    text = TRAILING.sub("", LEADING.sub("", value, count=1) if LEADING.match(value) else value)
+    lead = LEADING.match(value)
+    text = value[lead.end() :] if lead else value
+    while end := next((token for token in TRAILING if text.rstrip().endswith(token)), None):
+        text = text.rstrip().removesuffix(end).rstrip()
     if left := MARKER.search(text):
         raise Refused(f"{left[0].strip()!r} stands in the middle: another turn has leaked into the output")
     return text

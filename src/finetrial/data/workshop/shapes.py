@@ -15,20 +15,30 @@ _SPECIAL = (
 _HEADING = r"#{2,3} ?(?:Instruction|Input|Response|Human|Assistant|User|System)s?\s*:"
 _SPEAKER = r"(?:Human|User|Assistant|System|AI|Bot)\s*:"
 
-MARKER = re.compile(rf"{_SPECIAL}|{_HEADING}|^\s*{_SPEAKER}|\n\s*(?:Human|User)\s*:|^\s*<s>|</s>\s*$")
+MARKER = re.compile(rf"{_SPECIAL}|{_HEADING}|^\s*{_SPEAKER}|\n[ \t]*(?:Human|User)[ \t]*:|^\s*<s>|</s>\s*$")
 LEADING = re.compile(
     r"(?:\s*(?:<\|im_start\|>assistant\s*|<\|start_header_id\|>assistant<\|end_header_id\|>\s*|<start_of_turn>model\s*"
     r"|<\|assistant\|>|\[/INST\]|<s>|<bos>|<\|begin_of_text\|>|#{2,3} ?(?:Response|Assistant)\s*:"
     r"|(?:Assistant|AI|Bot)\s*:))+\s*"
 )
-TRAILING = re.compile(
-    r"(?:\s*(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|end\|>|<end_of_turn>|</s>|<eos>))+\s*$"
-)
-FENCE = re.compile(r"\s*```[ \t]*([\w+-]*)[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
-QUOTED = re.compile(r'\s*"(?:\\.|[^"\\])*\\(?:n|t|"|u[0-9A-Fa-f]{4})(?:\\.|[^"\\])*"\s*', re.DOTALL)
+TRAILING = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>",
+)  # fmt: skip
+"""What ends a turn."""
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"', re.DOTALL)
+_ESCAPED = re.compile(r'\\(?:n|t|"|u[0-9A-Fa-f]{4})')
 
 SHORTEST_ECHO = 20
 """Characters below which an output that begins with the prompt is no echo but an answer."""
+
+
+def fenced(text: str) -> tuple[str, str] | None:
+    """(language, content) of a text that is one Markdown fence as a whole, or None."""
+    stripped = text.strip()
+    if not stripped.startswith("```") or not stripped.endswith("```"):
+        return None
+    head, found, body = stripped[3:-3].partition("\n")
+    return (head.strip().lower(), body.strip()) if found and "`" not in head and "```" not in body else None
 
 
 def is_content_parts(value: Any) -> bool:
@@ -77,12 +87,12 @@ def _of_characters(text: str) -> list[str]:
 
 def _of_wrapping(text: str, prompt: str) -> list[str]:
     asked = prompt.strip()
-    fence = FENCE.fullmatch(text) if "```" in text else None
+    fence, stripped = fenced(text), text.strip()
     facts = {
         "markers": MARKER.search(text) is not None,
         "echo": len(asked) >= SHORTEST_ECHO and text.lstrip().startswith(asked),
-        "fence": fence is not None and (fence[1].lower().startswith("json") or _of_structure(fence[2]) is not None),
-        "quoted": QUOTED.fullmatch(text) is not None,
+        "fence": fence is not None and (fence[0].startswith("json") or _of_structure(fence[1]) is not None),
+        "quoted": _STRING.fullmatch(stripped) is not None and _ESCAPED.search(stripped) is not None,
     }
     return [shape for shape, holds in facts.items() if holds]
 
