@@ -15,6 +15,8 @@ from finetrial.campaign.contrasts import watched_metric
 from finetrial.campaign.practice import PracticeSet
 from finetrial.campaign.spec import Spec
 from finetrial.data.select import Selection
+from finetrial.grade.config import GraderConfig
+from finetrial.grade.grade import grader_key
 from finetrial.identity import digest, stage_key
 from finetrial.store import Store, read_json
 
@@ -212,7 +214,9 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
     if condition.anchor is not None and condition.anchor.coef:
         science["anchor"] = condition.anchor.model_dump(mode="json")
     if condition.set_diversity is not None:
-        science["set_diversity"] = condition.set_diversity.model_dump(mode="json")
+        functions = filter(None, (condition.set_diversity.quality, condition.set_diversity.clusters))
+        keys = [grader_key(GraderConfig(kind="function", function=function)) for function in functions]
+        science["set_diversity"] = {**condition.set_diversity.model_dump(mode="json"), "functions": keys}
     if condition.mixture is not None:
         shares = {part.name: [list(point) for point in part.points] for part in condition.mixture.parts}
         mixed = {name: {"share": shares[name], "rows": part.key} for name, part in parts.items()}
