@@ -18,7 +18,7 @@ QUESTION_KEYS = ("question", "prompt", "problem", "input")
 ANSWER_KEYS = ("final_answer", "answer", "reference", "target", "answerKey", "solution")
 """In the order of looking: what is final before what may be worked out."""
 
-Style = Literal["plain", "number", "####", "boxed", "choice", "environment", "graded"]
+Style = Literal["plain", "number", "####", "boxed", "choice", "environment", "graded", "code"]
 """How a reference was found."""
 
 

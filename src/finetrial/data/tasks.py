@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from finetrial.data.code_tasks import code_task, is_code_row
 from finetrial.data.environments import gym_tasks, verifiers_tasks
 from finetrial.data.read import open_source, read
 from finetrial.data.task_rows import Question, Style, question_of
@@ -56,7 +57,7 @@ class TaskSet:
 
 
 GRADERS = {"plain": "exact", "number": "numeric", "####": "numeric", "boxed": "math", "choice": "choice",
-           "environment": "environment", "graded": "function"}  # fmt: skip
+           "environment": "environment", "graded": "function", "code": "code"}  # fmt: skip
 """How a reference was found -> the grader that suits it."""
 
 WORLD_GRADERS = {
@@ -177,7 +178,8 @@ def _questions(source: str, limit: int | None, facts: dict[str, Any], place: str
                 told["rows"] += 1
                 if row.error is not None:
                     raise UserError(f"[{place}] {row.place}: {row.error}")
-                yield question_of(row.value, f"[{place}] {row.place}")
+                read_row = code_task if is_code_row(row.value) else question_of
+                yield read_row(row.value, f"[{place}] {row.place}")
 
 
 def _world(source: str, limit: int | None, place: str) -> Iterator[Question]:
@@ -305,4 +307,5 @@ def _described(style: str) -> str:
         "choice": "one of several choices",
         "environment": "an environment's",
         "graded": "graded by a function",
+        "code": "graded by tests",
     }[style]
