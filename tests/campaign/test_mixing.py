@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from finetrial.campaign import prepare
@@ -244,6 +245,34 @@ def test_practising_runs_are_guarded_by_their_answers(practice: Path, tmp_path: 
     assert said["metric"] == "correct"
     assert [one["step"] for one in said["watched"]] == [1, 2]
     assert all(one["value"] is not None and one["missing"] == 0 for one in said["watched"])
+
+
+@pytest.mark.parametrize(
+    ("suite", "metric"),
+    [
+        ('kind = "tasks"\nsource = "world:arithmetic?count=4&seed=99"\nsamples = 2\ntemperature = 1.0', "correct"),
+        ('kind = "tasks"\nsource = "world:arithmetic?count=4&seed=99"\nmax_tokens = 7', "completion_tokens"),
+        ('kind = "choice"\nsource = "{choices}"', "gold_logp_letter"),
+    ],
+)
+def test_the_guard_measures_what_the_campaign_measures(practice: Path, tmp_path: Path, suite: str, metric: str) -> None:
+    rule = f'[stopping]\nsuite = "watched"\nmetric = "{metric}"\nevery = 2\nselect = "last"\nfloor = 1e9\n[training]'
+    asked = [
+        {"id": f"c{k}", "question": f"Is it {k}?", "choices": ["yes", "no"], "answer": "AB"[k % 2]} for k in range(4)
+    ]
+    source = tmp_path / "choices.jsonl"
+    source.write_text("\n".join(map(json.dumps, asked)))
+    suite = suite.replace("{choices}", str(source))
+    path = written(practice, f'[[suites]]\nname = "watched"\n{suite}\n', **{"[training]": rule})
+    text = path.read_text().replace("seeds = [1, 2, 3]", "seeds = [1]").replace("max_length = 128", "max_length = 512")
+    path.write_text(text)
+    folder = launch(path, tmp_path / "logs")
+    table = pq.read_table(folder.path / "outcomes.parquet").to_pylist()
+    mine = [row for row in table if row["suite"] == "watched" and row["metric"] == metric]
+    said = record(folder, "grpo+none_s1")["stopping"]
+    for condition, value in (("base", said["baseline"]), ("grpo+none", said["last"]["value"])):
+        values = [row["value"] for row in mine if row["condition"] == condition]
+        assert value == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
 def test_snapshots_of_supervised_runs_are_measured_on_texts(campaign: Path, tmp_path: Path) -> None:

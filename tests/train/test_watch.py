@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 
 from finetrial.errors import UserError
-from finetrial.evaluate.perplexity import mean_item_nll, perplexity
+from finetrial.evaluate.choice import ChoiceItem, choice_logp
+from finetrial.evaluate.perplexity import bits_per_byte, mean_item_nll, perplexity, token_perplexity
 from finetrial.model.peft_format import load_peft
 from finetrial.model.render import Rendered
 from finetrial.train.cohort import train_cohort
 from finetrial.train.mixture_config import MixtureConfig
 from finetrial.train.runs import Mixture, RunData, TrainResult, Watch
-from finetrial.train.stopping_config import StoppingConfig
+from finetrial.train.stopping_config import WATCHED, StoppingConfig
+from finetrial.train.watch import ANSWERS, DIVERGENCES, OPTIONS, TEXTS
 from tiny import random_rows, run_data, tiny_model
 
 
@@ -112,6 +115,57 @@ def test_the_guard_measures_what_the_evaluator_measures(tmp_path: Path) -> None:
     assert [one["step"] for one in result.ledger.watched] == [2, 4, 6]
     told = {row["step"]: row["watched_nll"] for row in metrics_of(run) if "watched_nll" in row}
     assert told == {one["step"]: one["value"] for one in result.ledger.watched}
+
+
+@pytest.mark.parametrize("metric", WATCHED["perplexity"])
+def test_every_metric_of_texts_is_the_evaluators(tmp_path: Path, metric: str) -> None:
+    model = tiny_model()
+    run = guarded(run_data(tmp_path), select="last", floor=100.0, every=6)
+    assert run.watch is not None
+    run = replace(run, watch=replace(run.watch, metric=metric))
+    (result,) = train_cohort(model, [run], 6, tmp_path / "checkpoint")
+    scores = perplexity(model, [result.adapter], ITEMS, gauge=True)
+    gauge = scores.gauge
+    assert gauge is not None
+    want = {
+        "nll": lambda g: mean_item_nll(scores.nll_GK[g], scores.tokens_K),
+        "log_perplexity": lambda g: np.log(token_perplexity(scores.nll_GK[g], scores.tokens_K)),
+        "bits_per_byte": lambda g: bits_per_byte(scores.nll_GK[g], scores.bytes_K),
+        "kl_to_base": lambda g: mean_item_nll(gauge.to_base_GK[g], scores.tokens_K),
+        "kl_from_base": lambda g: mean_item_nll(gauge.from_base_GK[g], scores.tokens_K),
+    }[metric]
+    assert result.ledger.baseline == pytest.approx(want(0), abs=1e-6)
+    assert result.ledger.watched[0]["value"] == pytest.approx(want(1), abs=1e-6)
+    assert metric not in DIVERGENCES or result.ledger.watched[0]["value"] > 0.01
+
+
+@pytest.mark.parametrize("metric", WATCHED["choice"])
+def test_every_metric_of_choices_is_the_evaluators(tmp_path: Path, metric: str) -> None:
+    random = np.random.default_rng(1)
+    items = [
+        ChoiceItem(
+            f"q{k}",
+            random.integers(1, 60, 5 + k),
+            tuple(random.integers(1, 60, length) for length in (1, 2, 4)),
+            bytes=(2, 5, 9),
+            gold=k % 3,
+        )
+        for k in range(6)
+    ]
+    model = tiny_model()
+    run = guarded(run_data(tmp_path), select="last", floor=100.0, every=6)
+    assert run.watch is not None
+    run = replace(run, watch=replace(run.watch, metric=metric, better="higher", on=items))
+    (result,) = train_cohort(model, [run], 6, tmp_path / "checkpoint")
+    found = choice_logp(model, [result.adapter], items)
+    of = {
+        "acc": lambda logp_O, item: float(logp_O.argmax() == item.gold),
+        "acc_norm": lambda logp_O, item: float((logp_O / np.array(item.bytes)).argmax() == item.gold),
+        "gold_logp": lambda logp_O, item: float(log_softmax(logp_O)[item.gold]),
+    }[metric.removesuffix("_letter")]
+    for g, have in enumerate((result.ledger.baseline, result.ledger.watched[0]["value"])):
+        want = np.mean([of(logp_GO[g], item) for logp_GO, item in zip(found, items, strict=True)])
+        assert have == pytest.approx(want, abs=1e-5)
 
 
 def test_the_best_adapter_is_kept_and_the_last_one_beside_it(tmp_path: Path) -> None:
@@ -229,3 +283,9 @@ def test_an_item_without_anything_to_score_is_refused(tmp_path: Path) -> None:
     empty = Rendered(np.arange(5, dtype=np.int32), np.zeros(5, dtype=bool), 0, 0)
     with pytest.raises(UserError, match="item 'none' has no supervised token"):
         train_cohort(tiny_model(), [guarded(run_data(tmp_path), {"none": empty})], 4, tmp_path / "checkpoint")
+
+
+def test_every_metric_that_a_guard_may_name_is_measured() -> None:
+    assert set(WATCHED["perplexity"]) == set(TEXTS)
+    assert set(WATCHED["tasks"]) == set(ANSWERS)
+    assert {metric.removesuffix("_letter") for metric in WATCHED["choice"]} == set(OPTIONS)

@@ -1,14 +1,18 @@
 """Guards of a campaign's runs: what the loop measures them on, and what a record says of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetrial.analyze.metrics import direction
 from finetrial.campaign.contrasts import watched_metric
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.plan import Run
+from finetrial.campaign.measures.choice import option_items
+from finetrial.campaign.plan import Run, Suite
+from finetrial.campaign.practice import Exam
 from finetrial.data.select import draw_order
 from finetrial.errors import UserError
+from finetrial.evaluate.choice import ChoiceItem
 from finetrial.identity import digest
 from finetrial.model.render import Rendered, render_batch
 from finetrial.train.runs import Questions, TrainResult, Watch
@@ -32,10 +36,20 @@ def watch(launch: Launch, run: Run) -> Watch | None:
         metric=metric,
         better=direction(metric),
         key=digest([suite.hash, metric, list(items)]),
-        on=_texts(launch, config.suite, items)
-        if suite.kind == "perplexity"
-        else _questions(launch, config.suite, items),
+        on=_on(launch, suite, metric, items),
     )
+
+
+def _on(
+    launch: Launch, suite: Suite, metric: str, items: Sequence[str]
+) -> dict[str, Rendered] | list[ChoiceItem] | Questions:
+    if suite.kind == "perplexity":
+        return _texts(launch, suite.name, items)
+    exam = launch.prepared.tasks.exams[suite.name]
+    part = replace(exam, tasks=tuple(task for task in exam.tasks if task.id in set(items)))
+    if suite.kind == "choice":
+        return option_items(launch, part, "label" if metric.endswith("_letter") else "text")
+    return _questions(launch, part)
 
 
 def watched_items(items: Sequence[str], config: StoppingConfig) -> tuple[str, ...]:
@@ -57,12 +71,10 @@ def _texts(launch: Launch, suite: str, items: Sequence[str]) -> dict[str, Render
     return rows
 
 
-def _questions(launch: Launch, suite: str, items: Sequence[str]) -> Questions:
-    exam, wanted = launch.prepared.tasks.exams[suite], set(items)
-    tasks = [task for task in exam.tasks if task.id in wanted]
+def _questions(launch: Launch, exam: Exam) -> Questions:
     return Questions(
-        tasks=tasks,
-        prompts=launch.prepared.prompts_of(tasks),
+        tasks=exam.tasks,
+        prompts=launch.prepared.prompts_of(exam.tasks),
         grader=launch.graders.of(exam.grading),
         tokenizer=launch.base.tokenizer,
         stop_ids=launch.base.stop_ids,

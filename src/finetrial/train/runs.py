@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetrial.evaluate.choice import ChoiceItem
 from finetrial.generate.config import SamplingConfig
 from finetrial.grade.grade import Grader
 from finetrial.model.adapters import Adapter
@@ -84,8 +85,9 @@ class Watch:
     better: Direction
     key: str
     """Identity of what is measured: runs with the same key share the base's value."""
-    on: Mapping[str, Rendered] | Questions
-    """Texts by id, whose likelihood is measured, or tasks, whose completions are graded."""
+    on: Mapping[str, Rendered] | Sequence[ChoiceItem] | Questions
+    """Texts by id, whose likelihood is measured; questions whose options are weighed; or tasks, whose completions are
+    graded."""
 
 
 @dataclass(frozen=True)

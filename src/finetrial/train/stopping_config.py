@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from finetrial.records import Config
 
 WATCHED = {
-    "perplexity": ("nll", "log_perplexity", "bits_per_byte"),
+    "perplexity": ("nll", "log_perplexity", "bits_per_byte", "kl_to_base", "kl_from_base"),
     "tasks": ("correct", "completion_tokens"),
+    "choice": ("acc", "acc_norm", "gold_logp", "acc_letter", "gold_logp_letter"),
 }
 """Kind of suite -> metrics that a guard can watch on it, the first by default."""
 

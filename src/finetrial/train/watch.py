@@ -15,22 +15,41 @@ import torch
 from torch import Tensor
 
 from finetrial.errors import UserError
+from finetrial.evaluate.choice import ChoiceItem
+from finetrial.evaluate.gauge import token_gauge
 from finetrial.evaluate.perplexity import bits_per_byte, mean_item_nll
 from finetrial.evaluate.tasks import Answer, examine
 from finetrial.generate.decode import NotFinite
 from finetrial.model.adapters import Adapter
-from finetrial.model.loss import Stream, collate, stream, token_nll
+from finetrial.model.distribution import chunked_nll
+from finetrial.model.loss import Stream, collate, stream, supervised_hidden
 from finetrial.train.batches import layout
 from finetrial.train.rollouts import Engine
 from finetrial.train.runs import Ledger, Questions, RunData, Watch
 from finetrial.train.stopping import Measured, best, reason_to_stop
 
-TEXTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
-    "nll": lambda nll_K, tokens_K, _: mean_item_nll(nll_K, tokens_K),
-    "log_perplexity": lambda nll_K, tokens_K, _: float(nll_K.sum() / tokens_K.sum()),
-    "bits_per_byte": lambda nll_K, _, bytes_K: bits_per_byte(nll_K, bytes_K),
+Sums = Mapping[str, np.ndarray]
+"""`nll`, and for a divergence also `kl_to_base` and `kl_from_base`: nats of each stream, summed over its tokens."""
+
+TEXTS: dict[str, Callable[[Sums, np.ndarray, np.ndarray], float]] = {
+    "nll": lambda sums, tokens_K, _: mean_item_nll(sums["nll"], tokens_K),
+    "log_perplexity": lambda sums, tokens_K, _: float(sums["nll"].sum() / tokens_K.sum()),
+    "bits_per_byte": lambda sums, _, bytes_K: bits_per_byte(sums["nll"], bytes_K),
+    "kl_to_base": lambda sums, tokens_K, _: mean_item_nll(sums["kl_to_base"], tokens_K),
+    "kl_from_base": lambda sums, tokens_K, _: mean_item_nll(sums["kl_from_base"], tokens_K),
 }
-"""Metric of texts -> its value, from nats, supervised tokens and their bytes of each item."""
+"""Metric of texts -> its value, from sums, supervised tokens and their bytes of each item."""
+
+DIVERGENCES = ("kl_to_base", "kl_from_base")
+"""Those that need the base's distribution of every token, too."""
+
+OPTIONS: dict[str, Callable[[np.ndarray, ChoiceItem], float]] = {
+    "acc": lambda logp_O, item: float(logp_O.argmax() == item.gold),
+    "acc_norm": lambda logp_O, item: float((logp_O / np.array(item.bytes)).argmax() == item.gold),
+    "gold_logp": lambda logp_O, item: float(logp_O[item.gold] - np.logaddexp.reduce(logp_O)),
+}
+"""Metric of multiple choice -> that of one item, from the log-probability of each option; those of letters are the same
+of items whose options are letters. The value is the mean over items."""
 
 ANSWERS: dict[str, Callable[[Answer], float | None]] = {
     "correct": lambda answer: answer.grade.value,
@@ -121,10 +140,11 @@ class Guards:
         return kept, last
 
     def _measured(self, step: int, asked: Sequence[Asked]) -> list[Measured]:
-        """A measurement per adapter that is asked, texts in one sweep and tasks in one per set of them."""
+        """A measurement per adapter that is asked: texts and options in one sweep, tasks in one per set of them."""
         found: dict[int, tuple[float | None, int]] = {}
-        texts = {place: one for place, one in enumerate(asked) if not isinstance(one[1].on, Questions)}
-        found |= dict(zip(texts, self._of_texts(list(texts.values())), strict=True))
+        read = {place: one for place, one in enumerate(asked) if not isinstance(one[1].on, Questions)}
+        sums = self._sums(list(read.values()))
+        found |= {place: _value(watch, mine) for (place, (_, watch)), mine in zip(read.items(), sums, strict=True)}
         tasks: dict[str, dict[int, int | None]] = {}
         for place, (adapter, watch) in enumerate(asked):
             if isinstance(watch.on, Questions):
@@ -135,19 +155,27 @@ class Guards:
             found |= dict(zip(models, self._of_tasks(watch.metric, watch.on, list(models.values())), strict=True))
         return [Measured(step, *found[place]) for place in range(len(asked))]
 
-    def _of_texts(self, asked: Sequence[Asked]) -> list[tuple[float | None, int]]:
-        """Value and items without one, of each adapter on its texts."""
+    def _sums(self, asked: Sequence[Asked]) -> Sequence[Sums]:
+        """Sums over the tokens of each stream under each adapter."""
         streams = [self.streams[watch.key] for _, watch in asked]
-        nll = [np.zeros(len(mine)) for mine in streams]
-        device = self.engine.stack.flat_NP.device
+        names = ("nll", *(DIVERGENCES if any(watch.metric in DIVERGENCES for _, watch in asked) else ()))
+        sums = [{name: np.zeros(len(mine)) for name in names} for mine in streams]
+        engine, device = self.engine, self.engine.stack.flat_NP.device
         for places in layout([[row.tokens for row in mine] for mine in streams], self.budget, device.type):
             batch = collate([streams[at.run][at.place] for at in places], device)
-            with self.engine.stack.rows([asked[at.run][0] for at in places]), torch.no_grad():
-                nll_M = token_nll(self.engine.model, self.engine.head, batch).double().cpu().numpy()
-            sums = np.add.reduceat(nll_M, np.concatenate([[0], np.cumsum(batch.counts_S)[:-1]]))
-            for at, item in zip(places, sums.tolist(), strict=True):
-                nll[at.run][at.place] = item
-        return [_text_value(watch, nll_K) for (_, watch), nll_K in zip(asked, nll, strict=True)]
+            with engine.stack.rows([asked[at.run][0] for at in places]), torch.no_grad():
+                hidden_MH = supervised_hidden(engine.model, batch)
+            if len(names) == 1:
+                found = {"nll": chunked_nll(hidden_MH, batch.target_M, engine.head)}
+            else:
+                with engine.stack.rows([None] * len(places)), torch.no_grad():
+                    gauge = token_gauge(hidden_MH, batch.target_M, supervised_hidden(engine.model, batch), engine.head)
+                found = {"nll": gauge.nll_M, "kl_to_base": gauge.to_base_M, "kl_from_base": gauge.from_base_M}
+            starts = np.concatenate([[0], np.cumsum(batch.counts_S)[:-1]])
+            for name, values_M in found.items():
+                for at, total in zip(places, np.add.reduceat(values_M.double().cpu().numpy(), starts), strict=True):
+                    sums[at.run][name][at.place] = total
+        return sums
 
     def _of_tasks(self, metric: str, on: Questions, models: Sequence[int | None]) -> list[tuple[float | None, int]]:
         """Value and completions without one, of each model; nothing for an adapter whose logits are not finite."""
@@ -181,27 +209,42 @@ class Guards:
 
 
 def _streams(watch: Watch) -> list[Stream]:
-    """Of the items that can be scored.
+    """Of the texts, or of every option of every item; none of tasks, which are sampled.
 
     Raises:
         UserError: an item has no supervised token.
     """
     if isinstance(watch.on, Questions):
         return []
-    streams = {name: stream(row, f"item {name!r}") for name, row in watch.on.items()}
-    for name, row in streams.items():
-        if not len(row.target_M):
-            raise UserError(f"suite {watch.config.suite!r}: item {name!r} has no supervised token to score")
-    return list(streams.values())
+    if isinstance(watch.on, Mapping):
+        streams = {name: stream(row, f"item {name!r}") for name, row in watch.on.items()}
+        for name, row in streams.items():
+            if not len(row.target_M):
+                raise UserError(f"suite {watch.config.suite!r}: item {name!r} has no supervised token to score")
+        return list(streams.values())
+    return [_option(item, option_T) for item in watch.on for option_T in item.options]
 
 
-def _text_value(watch: Watch, nll_K: np.ndarray) -> tuple[float | None, int]:
-    assert isinstance(watch.on, Mapping)
-    rows = list(watch.on.values())
-    tokens_K = np.array([int(row.mask_T[1:].sum()) for row in rows])
-    bytes_K = np.array([row.supervised_bytes for row in rows])
-    missing = int((~np.isfinite(nll_K)).sum())
-    return (None if missing else TEXTS[watch.metric](nll_K, tokens_K, bytes_K)), missing
+def _option(item: ChoiceItem, option_T: np.ndarray) -> Stream:
+    first = len(item.prompt_T) - 1
+    ids_T = np.concatenate([item.prompt_T, option_T[:-1]])
+    return Stream(ids_T, np.arange(first, first + len(option_T)), option_T)
+
+
+def _value(watch: Watch, sums: Sums) -> tuple[float | None, int]:
+    """Value and items without one."""
+    if isinstance(watch.on, Mapping):
+        rows = list(watch.on.values())
+        tokens_K = np.array([int(row.mask_T[1:].sum()) for row in rows])
+        bytes_K = np.array([row.supervised_bytes for row in rows])
+        missing = int((~np.isfinite(np.stack(list(sums.values())))).any(axis=0).sum())
+        return (None if missing else TEXTS[watch.metric](sums, tokens_K, bytes_K)), missing
+    assert not isinstance(watch.on, Questions)
+    weights = np.split(-sums["nll"], np.cumsum([len(item.options) for item in watch.on])[:-1])
+    of = OPTIONS[watch.metric.removesuffix("_letter")]
+    values = [of(w_O, item) for w_O, item in zip(weights, watch.on, strict=True) if np.isfinite(w_O).all()]
+    missing = len(watch.on) - len(values)
+    return (None if missing else float(np.mean(values))), missing
 
 
 def _task_value(metric: str, answers: Sequence[Sequence[Answer]]) -> tuple[float | None, int]:

@@ -75,7 +75,7 @@ def _key(launch: Launch, suite: Suite, one: Examinee) -> str:
 def _weighed(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:
     """Log-probability of every option of each item under each model, in nats."""
     exam = launch.prepared.tasks.exams[suite.of]
-    texts, letters = _items(launch, exam, "text"), _items(launch, exam, "label")
+    texts, letters = option_items(launch, exam, "text"), option_items(launch, exam, "label")
     adapters = [one.load() for one in sweep if one.folder is not None]
     options = sum(len(item.options) for item in (*texts, *letters))
     with Progress(suite.name, options * (1 + len(adapters))) as progress:
@@ -101,7 +101,7 @@ def _weighed(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa
     return tables
 
 
-def _items(launch: Launch, exam: Exam, by: str) -> list[ChoiceItem]:
+def option_items(launch: Launch, exam: Exam, by: str) -> list[ChoiceItem]:
     """The questions with what is weighed: an option's text or letter, behind the words that lead to it."""
     tokenizer = launch.base.tokenizer
     asked = questions_of(exam.tasks, "text" if by == "text" else "label")
