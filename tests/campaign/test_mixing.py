@@ -286,3 +286,30 @@ def test_snapshots_of_supervised_runs_are_measured_on_texts(campaign: Path, tmp_
     findings = {one.contrast: one for one in gather(folder.path).findings}
     assert findings["topq vs random on gold@2"].n_seeds[0] == 3
     assert build(folder.path).html.is_file()
+
+
+def test_a_plan_of_practice_counts_epochs_and_rounds_of_sampling(practice: Path, tmp_path: Path) -> None:
+    def tokens(*overrides: str) -> tuple[int, float]:
+        spec = load_spec(practice, overrides)
+        prepared, decided, _ = planned(practice, tmp_path / "logs", *overrides)
+        facts = cost(spec, prepared, decided, RunOptions(logs=tmp_path / "logs"))
+        prompt = facts["conditions"][0]["tokens"] / facts["conditions"][0]["examples"]
+        return facts["tokens"], prompt
+
+    per_run = 6 * 2 * 2 * 4  # runs, steps, prompts and completions of each
+    once, prompt = tokens()
+    assert once == pytest.approx(per_run * (5 + prompt + 5), abs=6)
+    often, _ = tokens("rl.epochs=3", "rl.dynamic_sampling={enabled=true, max_rounds=4}")
+    assert often == pytest.approx(per_run * (4 * 5 + 3 * (prompt + 5)), abs=6)
+
+
+def test_a_dry_run_of_a_guarded_campaign_is_a_dry_run(campaign: Path, tmp_path: Path) -> None:
+    path = guarded(campaign)
+    folder = run(load_spec(path), RunOptions(logs=tmp_path / "logs", max_steps=1), lambda _: None)
+    manifest = folder.manifest()
+    assert manifest is not None
+    assert manifest["status"] == "dry"
+    assert {check["check"] for check in failed(folder)} == {
+        "not a dry run",
+        "every guard of early stopping measured its run",
+    }

@@ -164,11 +164,27 @@ def test_exclusion_fails_closed():
         pick(exclude=["row0000", "renamed"], strategy="all")
 
 
+@pytest.mark.parametrize(("fraction", "rows"), [(0.25, 28), (0.5, 55), (1.0, 110), (0.001, 1)])
+def test_a_fraction_is_that_share_of_what_could_be_selected(fraction, rows):
+    """110 of 120 rows can be: the held-out group has 10. The draw is the one by number."""
+    chosen = pick(strategy="random", fraction=fraction)
+    assert chosen.facts["candidates"] == 110
+    assert len(chosen.ids) == chosen.facts["examples"] == rows
+    assert chosen.ids == pick(strategy="random", n=rows).ids
+
+
+def test_a_fraction_that_a_cap_leaves_short_is_refused():
+    with pytest.raises(UserError, match="asks for 55 rows; 22 of the pool's 120 are eligible"):
+        pick(strategy="random", fraction=0.5, per_group_cap=2)
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [
         ({"strategy": "top"}, "needs n"),
         ({"strategy": "all", "n": 3}, "has no n"),
+        ({"strategy": "all", "fraction": 0.3}, "no fraction"),
+        ({"strategy": "random", "n": 3, "fraction": 0.3}, "keep one of them"),
         ({"strategy": "token_matched_random"}, "needs match"),
         ({"strategy": "random", "n": 3, "match": "top"}, "match is for token_matched_random"),
         ({"strategy": "random", "n": 3, "by": "style"}, "rank for top and bottom"),
