@@ -337,3 +337,7 @@ def test_a_suite_has_settings_of_its_own_and_falls_back_on_the_common_ones() -> 
         spec(suites=[own], contrasts=[{**contrast, "metric": "pass@5"}])
     with pytest.raises(UserError, match="samples: only for kind = 'tasks'"):
         spec(suites=[{"name": "own", "source": "x", "samples": 2}])
+    with pytest.raises(UserError, match="lead: only for kind = 'choice'"):
+        spec(suites=[{**plain, "lead": "Answer:"}])
+    with pytest.raises(UserError, match="samples: only for kind = 'tasks'"):
+        spec(suites=[{**plain, "kind": "choice", "samples": 2}])

@@ -97,7 +97,7 @@ class SuiteConfig(Config):
     @model_validator(mode="after")
     def _of_its_kind(self) -> "SuiteConfig":
         asked = {"where", "instruction", "system"}
-        known = {"perplexity": set[str](), "choice": {*asked, "lead"}, "tasks": {*asked, "grader", *OWN_SETTINGS}}
+        known = {"perplexity": set[str](), "tasks": {*asked, "grader", *OWN_SETTINGS}, "choice": {*asked, "lead"}}
         foreign = sorted(self.model_fields_set - {"name", "kind", "source", "limit", "subset"} - known[self.kind])
         if foreign:
             kinds = [kind for kind, keys in known.items() if foreign[0] in keys]
@@ -141,7 +141,7 @@ class EvaluationConfig(Config):
         ge=1,
         description="tasks: words that distinct_n_matched cuts samples to; unset: those of a prompt's shortest one",
     )
-    every: int = Field(default=0, ge=0, description="tasks: measure adapters also every so many steps; 0 for never")
+    every: int = Field(default=0, ge=0, description="measure adapters also every so many steps; 0 for never")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "EvaluationConfig":
