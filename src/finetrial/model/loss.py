@@ -93,7 +93,7 @@ def head_of(model: nn.Module) -> Head:
     probe_ST = torch.arange(1, 4, device=linear.weight.device)[None]
     with torch.no_grad():
         want_TV = model(input_ids=probe_ST, use_cache=False).logits[0].float()
-        have_TV = head.logits(hidden_states(model, probe_ST)[0])
+        have_TV = head.logits(hidden_states(model, probe_ST)[0]).float()
     if not torch.allclose(have_TV, want_TV, rtol=1e-2, atol=1e-2 * float(want_TV.abs().max())):
         raise UserError(f"{type(model).__name__}: its logits are not head(last hidden state); it is not supported")
     return head
