@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from finetrial.train.config import TrainConfig
 from finetrial.train.rl_config import AdvantageMode, RLConfig, TransformMode
 from finetrial.train.rollouts import Engine, roll_out
 from finetrial.train.runs import Ledger, Practice, RunData
+from finetrial.train.term_config import AnchorConfig
 from tiny import run_data, tiny_model
 
 TOKENIZER = AutoTokenizer.from_pretrained(locate(ModelConfig()))
@@ -415,3 +417,57 @@ def test_a_group_of_one_is_refused_where_completions_of_a_prompt_are_compared():
     with pytest.raises(ValueError, match="group_size is 1"):
         RLConfig(group_size=1)
     assert RLConfig(group_size=1, advantage_mode="reinforce_pp").group_size == 1
+
+
+def test_an_anchor_holds_every_completion_at_the_temperature_of_sampling(tmp_path):
+    """Also those that teach nothing (all rewards of a group are equal): there the anchor is the whole gradient."""
+    sampling = {"sampling": {"temperature": 0.7}}
+    free = practising(tmp_path, "free", rl={**sampling, "group_size": 8})
+    free = replace(free, anchor=AnchorConfig(kind="student_ref", coef=1e-9))
+    held = replace(free, condition="held", folder=tmp_path / "held", key="held", anchor=AnchorConfig(coef=5.0))
+    top = replace(free, condition="top", folder=tmp_path / "top", key="top", anchor=AnchorConfig(coef=1e-9, top_k=5))
+    train_cohort(model(), [free, held, top], 8, tmp_path / "checkpoint")
+    first, far = lines(free.metrics)[0], np.mean([row["anchor_kl"] for row in lines(free.metrics)[-2:]])
+    assert first["anchor_kl"] == pytest.approx(0, abs=1e-6)
+    assert first["anchor_tokens"] == first["tokens_per_step"]
+    assert 0 < np.mean([row["anchor_kl"] for row in lines(held.metrics)[-2:]]) < far / 2
+    bound = lines(top.metrics)[-1]
+    assert bound["anchor_lower_bound"]
+    assert bound["anchor_kl"] > 0
+
+
+def test_entropy_and_divergence_of_a_policy_are_measured_apart(tmp_path):
+    """Where nothing else acts, one of them is the whole gradient."""
+    loss = {"kl_coef": 0.3, "entropy_coef": 0.05}
+    run = practising(tmp_path, "both", rl={"loss": loss})
+    idle = practising(tmp_path, "idle", rl={"loss": loss}, rule=lambda text: 1.0)
+    (result, other) = train_cohort(model(), [run, idle], 3, tmp_path / "checkpoint")
+    assert set(result.ledger.terms) == {"entropy", "kl"}
+    row = lines(run.metrics)[1]
+    assert 0 < row["grad_norm_kl"] < row["grad_norm_entropy"] * 100
+    assert row["grad_share_entropy"] + row["grad_share_kl"] < 1
+    alone = other.ledger.terms["entropy"]["probes"][0]
+    assert alone["share"] == pytest.approx(1, abs=1e-3)  # equal rewards: no advantage, and no divergence yet
+    assert lines(idle.metrics)[0]["grad_norm"] == pytest.approx(alone["norm"], rel=1e-3)
+
+
+def test_a_practising_run_with_an_anchor_goes_on_bit_for_bit(tmp_path):
+    def cohort(name):
+        run = practising(tmp_path / name, rl={"epochs": 2, "mini_batches": 2}, save_every=1)
+        return [replace(run, anchor=AnchorConfig(kind="js", coef=1.0))]
+
+    class Stop:
+        def update(self, done, loss):
+            if done == 2:
+                raise OSError("the machine is gone")
+
+    (whole,) = train_cohort(model(), cohort("whole"), 3, tmp_path / "whole" / "checkpoint")
+    with pytest.raises(OSError, match="gone"):
+        train_cohort(model(), cohort("cut"), 3, tmp_path / "cut" / "checkpoint", Stop())  # type: ignore[arg-type]
+    (resumed,) = train_cohort(model(), cohort("cut"), 3, tmp_path / "cut" / "checkpoint")
+    assert resumed.ledger == whole.ledger
+    assert all(
+        torch.equal(a, b)
+        for path, pair in whole.adapter.weights.items()
+        for a, b in zip(pair, resumed.adapter.weights[path], strict=True)
+    )
