@@ -29,7 +29,7 @@ from finetrial.model.base import Base, load_base
 from finetrial.model.render import Rendered, render_batch
 from finetrial.records import Task
 from finetrial.train.cohort import train_cohort
-from finetrial.train.gradient_share import FROM_BASE, PROBES, WEAK, TermState, auxiliary_terms, term_facts
+from finetrial.train.gradient_share import FROM_BASE, NOISE, PROBES, WEAK, TermState, auxiliary_terms, term_facts
 from finetrial.train.runs import RunData, TrainResult
 
 BYTES_PER_NUMBER = 4
@@ -155,7 +155,7 @@ def _terms(run: Run, data: RunData, result: TrainResult) -> list[Check]:
         shares = [f"{probe['share']:.2%}" for probe in probes if probe["share"] is not None]
         told = f"{', '.join(shares)} of the gradient at its first steps" if shares else str(facts["warning"])
         alive = not TermState(**result.ledger.terms.get(term, {})).dead
-        grows = term in FROM_BASE and share is not None and share < WEAK
+        grows = term in FROM_BASE and share is not None and NOISE < share < WEAK
         warning = alive and facts["warning"] is not None and not grows
         checks.append(
             Check(
