@@ -200,11 +200,17 @@ def test_the_coefficient_over_a_run():
 
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(0, 9), st.integers(0, 9), st.integers(0, 30), st.integers(1, 30))
 def test_the_coefficient_stays_between_zero_and_the_larger_end(coef, final, start, warmup, decay, steps):
+    final = final if decay else 0.0
     config = AnchorConfig(coef=coef, final_coef=final, start_step=start, warmup_steps=warmup, decay_steps=decay)
     for step in range(steps):
         value = anchor_coefficient(config, step, steps)
         assert 0 <= value <= max(coef, final) * (1 + 1e-12)
         assert value == 0 or step >= start
+
+
+def test_a_final_coefficient_without_a_decay_is_refused():
+    with pytest.raises(ValueError, match="final_coef has no effect without decay_steps"):
+        AnchorConfig(final_coef=0.1)
 
 
 def test_a_tail_is_the_last_targets_of_each_row_however_long_its_neighbours(tmp_path):

@@ -38,6 +38,12 @@ class AnchorConfig(Config):
         "bound of the divergence; unset for the whole vocabulary",
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "AnchorConfig":
+        if self.final_coef and not self.decay_steps:
+            raise ValueError("final_coef has no effect without decay_steps: give both")
+        return self
+
 
 class SetDiversityConfig(Config):
     """`[set_diversity]`: completions of a prompt are drawn as a set and rewarded for how much they differ."""
