@@ -112,10 +112,12 @@ def prove_sandbox(limits: Limits) -> None:
     try:
         found = run_tests("def probe():\n    return 1\n", tests, "probe", limits)
     except SandboxFailure as error:
-        raise UserError(
-            f"code cannot be run in a sandbox here: {error}; allow user namespaces, or say network = 'allowed' "
-            "to run it without (it then sees the network and all files)"
-        ) from error
+        way = (
+            "allow user namespaces, or say network = 'allowed' to do without (code then sees the network and all files)"
+            if limits.isolated
+            else "run as another user"
+        )
+        raise UserError(f"code cannot be run in a sandbox here: {error}; {way}") from error
     if found.verdict != "passed":
         raise UserError(f"the sandbox does not hold here: {found.verdict}, {found.reason}")
 
@@ -149,6 +151,12 @@ except OSError as error:
 else:
     assert False, "files can be written"
 open("mine", "w").write("x")
+for process in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        seen = open(f"/proc/{process}/environ", "rb").read()
+    except OSError:
+        continue
+    assert not seen.strip(b"\\0") or seen.startswith(b"LC_CTYPE"), "environments of other processes can be read"
 """
 
 
