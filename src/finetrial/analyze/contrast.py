@@ -5,9 +5,9 @@ the *oriented* interval: the sign is turned where smaller is better, so that lar
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetrial.records import Config
 
@@ -47,6 +47,67 @@ class VarianceConfig(Config):
     sampling_sd: float = Field(default=0.0, ge=0, description="between samples of one item")
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One aim: a metric on one suite, or on several of which the worst counts."""
+
+    metric: str
+    suites: tuple[str, ...]
+
+
+class Tradeoff(Config):
+    """`[[analysis.tradeoffs]]`: two aims that pull against each other, and where every condition stands between them.
+
+    Each aim is `"suite:metric"`, or a list of them on one metric: then a condition stands where its worst suite is. A
+    new task against kept skills is `x = "new:nll"`, `y = ["old:acc", "older:acc"]`; quality against diversity is
+    `x = "replies:correct"`, `y = "replies:distinct_2"`. It describes, and decides no verdict.
+    """
+
+    title: str = Field(default="", description="default: `x against y`")
+    x: tuple[str, ...] = Field(min_length=1, description="`suite:metric`, or a list of them on one metric")
+    y: tuple[str, ...] = Field(min_length=1, description="as `x`")
+    baseline: str = Field(default="base", description="condition that changes are measured against")
+
+    @field_validator("x", "y", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("x", "y")
+    @classmethod
+    def _one_metric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parts = [one.rpartition(":") for one in value]
+        for one, (suite, _, metric) in zip(value, parts, strict=True):
+            if not suite or not metric:
+                raise ValueError(f"{one!r}: expected 'suite:metric'")
+        metrics = list(dict.fromkeys(metric for *_, metric in parts))
+        if len(metrics) > 1:
+            raise ValueError(f"an aim has one metric, because others have other units; here are {', '.join(metrics)}")
+        if len(set(value)) < len(value):
+            raise ValueError("a suite stands here twice")
+        return value
+
+    @property
+    def x_axis(self) -> Axis:
+        """The first aim."""
+        return _axis(self.x)
+
+    @property
+    def y_axis(self) -> Axis:
+        """The second aim."""
+        return _axis(self.y)
+
+    @property
+    def name(self) -> str:
+        """The title, or what it is without one."""
+        return self.title or " against ".join(f"{', '.join(a.suites)} ({a.metric})" for a in (self.x_axis, self.y_axis))
+
+
+def _axis(entries: tuple[str, ...]) -> Axis:
+    parts = [one.rpartition(":") for one in entries]
+    return Axis(parts[0][2], tuple(suite for suite, *_ in parts))
+
+
 class AnalysisConfig(Config):
     """`[analysis]`: how contrasts become verdicts."""
 
@@ -63,6 +124,7 @@ class AnalysisConfig(Config):
         default=None, gt=0, description="improvement that is hoped for; `check` warns where it could not be confirmed"
     )
     variance: VarianceConfig | None = Field(default=None, description="what `plan` and `check` reckon power with")
+    tradeoffs: tuple[Tradeoff, ...] = Field(default=(), description="pairs of aims that the report weighs")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from finetrial.analyze.contrast import Contrast
+from finetrial.analyze.contrast import Contrast, Tradeoff
 from finetrial.analyze.metrics import pass_at
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.settings import BASE, HELD_OUT, EvaluationConfig, File
@@ -37,6 +37,8 @@ def resolved(
     declared = file.contrasts or _by_default(conditions, kinds)
     contrasts = tuple(_contrast(contrast, file, names, kinds, primary, place) for contrast in declared)
     _check_watched(conditions, contrasts, kinds, place)
+    for tradeoff in file.analysis.tradeoffs:
+        _check_tradeoff(tradeoff, file, [*names, BASE], kinds, place)
     seen: set[str] = set()
     for contrast in contrasts:
         if contrast.name in seen:
@@ -44,6 +46,20 @@ def resolved(
         seen.add(contrast.name)
         _check_snapshot(contrast, conditions, place)
     return contrasts
+
+
+def _check_tradeoff(tradeoff: Tradeoff, file: File, names: Sequence[str], kinds: Mapping[str, str], place: str) -> None:
+    """Refuse aims on suites or metrics that are not measured."""
+    where = f"{place}: [[analysis.tradeoffs]] {tradeoff.name!r}"
+    if tradeoff.baseline not in names:
+        raise UserError(f"{where}: baseline {tradeoff.baseline!r} is no condition{nearest(tradeoff.baseline, names)}")
+    for axis in (tradeoff.x_axis, tradeoff.y_axis):
+        for suite in axis.suites:
+            if suite not in kinds:
+                raise UserError(
+                    f"{where}: suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}"
+                )
+            _check_metric(axis.metric, where, [suite], kinds[suite], file)
 
 
 def _check_watched(
@@ -122,7 +138,7 @@ def _contrast(
         )
     metric = contrast.metric or (file.campaign.primary_metric or METRICS[found[0]][0])
     where = "[[contrasts]] metric" if contrast.metric else "[campaign] primary_metric"
-    _check_metric(metric, where, contrast, found[0], file, place)
+    _check_metric(metric, f"{place}: {where}", [suite.partition("@")[0] for suite in suites], found[0], file)
     on = f"{contrast.suite} minus {contrast.minus_suite}" if contrast.minus_suite else contrast.suite
     name = contrast.name or f"{contrast.candidate} vs {contrast.baseline} on {on}"
     return contrast.model_copy(update={"name": name, "metric": contrast.metric if metric == primary else metric})
@@ -143,14 +159,14 @@ def _kind(suite: str, contrast: Contrast, file: File, kinds: Mapping[str, str], 
     )
 
 
-def _check_metric(metric: str, where: str, contrast: Contrast, kind: str, file: File, place: str) -> None:
-    suites = [suite.partition("@")[0] for suite in (contrast.suite, contrast.minus_suite) if suite]
+def _check_metric(metric: str, where: str, suites: Sequence[str], kind: str, file: File) -> None:
+    """Refuse a metric that one of these suites of one kind does not measure."""
     if kind == "tasks" and (k := pass_at(metric)) is not None:
         for name in suites:
             samples = _evaluation(name, file).samples
             if k > samples:
                 raise UserError(
-                    f"{place}: {where} {metric!r} needs {k} samples of every item; suite {name!r}: samples is {samples}"
+                    f"{where} {metric!r} needs {k} samples of every item; suite {name!r}: samples is {samples}"
                 )
         return
     known = list(METRICS[kind])
@@ -159,7 +175,7 @@ def _check_metric(metric: str, where: str, contrast: Contrast, kind: str, file: 
         known += ["pass@k", *(name for name in texts[0] if name in texts[-1])]
     if metric not in known:
         raise UserError(
-            f"{place}: {where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, known)}; "
+            f"{where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, known)}; "
             f"there are {', '.join(known)}"
         )
 

@@ -17,6 +17,7 @@ from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
 from finetrial.campaign.folder import Folder, Say, publish, write_outcomes
 from finetrial.campaign.health import room
+from finetrial.campaign.items import ITEMS, write_items
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.manifest import (
     base_facts,
@@ -114,7 +115,7 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         if spec.looks is not None:
             manifest["looks"] = {"planned": list(interim.sizes(spec)), "taken": earlier}
         if previous.get("outcomes_of") != manifest["outcomes_of"]:
-            for stale in ("outcomes.parquet", COMPLETIONS):
+            for stale in ("outcomes.parquet", ITEMS, COMPLETIONS):
                 (folder.path / stale).unlink(missing_ok=True)
         folder.write_manifest(manifest)
         clock.lap("data_s")
@@ -151,6 +152,7 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
                 taken.append(_take_look(spec, n_seeds, decided, records, outcomes, taken, manifest, say))
             manifest["runs"] = run_entries(decided, records, taken)
             write_outcomes(folder.path / "outcomes.parquet", outcomes)
+            write_items(folder.path, prepared.items, {suite.name: suite.category for suite in spec.suites})
             folder.write_manifest(manifest)
             clock.lap("evaluate_s")
         shutil.rmtree(folder.checkpoint, ignore_errors=True)

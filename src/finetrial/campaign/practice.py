@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+from finetrial.campaign.items import check_category
 from finetrial.campaign.settings import HELD_OUT, EvaluationConfig, SuiteConfig
 from finetrial.campaign.spec import Spec
 from finetrial.data.split import guard, held_out
@@ -190,7 +191,12 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
 
 
 def part_of(suite: SuiteConfig, items: Sequence[_Item]) -> tuple[Sequence[_Item], dict[str, Any]]:
-    """The items of a declared suite that are measured, and with `subset` what was left out."""
+    """The items of a declared suite that are measured, and with `subset` what was left out.
+
+    Raises:
+        UserError: no item has the fact that is to name categories or strata, or there are too few.
+    """
+    check_category(f"suite {suite.name}", suite.category, items)
     if suite.subset is None:
         return items, {}
     chosen, facts = stratified(items, suite.subset, f"suite {suite.name}")

@@ -77,6 +77,11 @@ class Prepared:
     """Content hash of a task -> int64 tokens of its prompt."""
     integrity: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def items(self) -> dict[str, Sequence[Example | Task]]:
+        """Suite -> its items, of every kind."""
+        return {**self.suites, **{name: exam.tasks for name, exam in self.tasks.exams.items()}}
+
     def prompts_of(self, tasks: Sequence[Task]) -> list[np.ndarray]:
         """The prompts of these tasks."""
         return [self.prompts[task.content_hash] for task in tasks]

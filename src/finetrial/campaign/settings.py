@@ -77,6 +77,10 @@ class SuiteConfig(Config):
     source: str = Field(description="as `data.source`; of tasks as `tasks.source`")
     limit: int | None = Field(default=None, ge=1)
     subset: SubsetConfig | None = Field(default=None, description="a frozen stratified part of it, { n, by = 'fact' }")
+    category: str = Field(
+        default="",
+        description="fact of the items that the report groups them by; default: the first of category, kind and topic",
+    )
     where: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="tasks, choice: keep only those whose facts have these values"
     )
@@ -98,7 +102,8 @@ class SuiteConfig(Config):
     def _of_its_kind(self) -> "SuiteConfig":
         asked = {"where", "instruction", "system"}
         known = {"perplexity": set[str](), "tasks": {*asked, "grader", *OWN_SETTINGS}, "choice": {*asked, "lead"}}
-        foreign = sorted(self.model_fields_set - {"name", "kind", "source", "limit", "subset"} - known[self.kind])
+        common = {"name", "kind", "source", "limit", "subset", "category"}
+        foreign = sorted(self.model_fields_set - common - known[self.kind])
         if foreign:
             kinds = [kind for kind, keys in known.items() if foreign[0] in keys]
             raise ValueError(f"{', '.join(foreign)}: only for kind = {' or '.join(map(repr, kinds))}")
