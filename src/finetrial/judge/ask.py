@@ -1,5 +1,6 @@
 """Many questions to one judge: what is known is not asked, what is answered is on the disk before anything else."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from finetrial.records import Task
 
 PERSONALITY = ("model", "revision", "kind", "temperature", "max_tokens")
 """Fields that make a judge another one; its wording has a hash of its own, and repeats are told by their number."""
+
+
+GATHER_S = 0.02
+"""Seconds for which replies are gathered before they are written: a write to the disk costs as much for many."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,9 @@ def _read(reply: Reply, config: JudgeConfig) -> Reading:
 
 def _drained(queue: "SimpleQueue[tuple[str, Judgment | Unjudged | Exception]]") -> list:
     """All that has arrived, at least one."""
-    return [queue.get(), *_rest(queue)]
+    first = queue.get()
+    time.sleep(GATHER_S)
+    return [first, *_rest(queue)]
 
 
 def _rest(queue: "SimpleQueue[tuple[str, Judgment | Unjudged | Exception]]") -> list:

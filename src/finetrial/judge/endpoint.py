@@ -81,7 +81,7 @@ class Endpoint:
         """Ask the server for its models, before many requests fail one by one.
 
         Raises:
-            UserError: no server answers, it refuses the key, or it has no such model.
+            UserError: no server answers, it refuses the key, or it lists only models with names like the one wanted.
         """
         if self._is_checked:
             return
@@ -96,10 +96,9 @@ class Endpoint:
             ) from None
         except (library.APIError, ValueError):
             names = []  # some servers do not list their models
-        if names and model not in names:
-            raise UserError(
-                f"judge {model}: {self.url} serves no such model{nearest(model, names)}; there are {sorted(names)[:20]}"
-            )
+        meant = nearest(model, names) if model not in names else ""
+        if meant:  # without a likeness it may still be served: some servers list what they have, not what they load
+            raise UserError(f"judge {model}: {self.url} serves no such model{meant}; there are {sorted(names)[:20]}")
         self._is_checked = True
 
     def ask(self, messages: Sequence[dict[str, str]], seed: int) -> Reply:
@@ -113,7 +112,7 @@ class Endpoint:
             Unanswered: the budget is spent, the tries are used up, or the server refuses this conversation.
             UserError: the server refuses the key, or has no such model.
         """
-        jitter, reason = stream(seed, "judge/wait"), ""
+        reason = ""
         for attempt in range(self.config.retries + 1):
             self._wait_for_turn()
             self._spend()
@@ -129,7 +128,8 @@ class Endpoint:
             if asked is not None and asked > self.config.longest_wait_s:
                 raise self._failed(f"{reason}; the server asks to wait {asked:g} s")
             if attempt < self.config.retries:
-                doubled = self.config.wait_s * 2.0**attempt * (1 - 0.25 * float(jitter.random()))
+                jitter = 0.25 * float(stream(seed, "judge/wait", attempt).random())
+                doubled = self.config.wait_s * 2.0**attempt * (1 - jitter)
                 self._pause(min(asked if asked is not None else doubled, self.config.longest_wait_s), asked is not None)
                 with self._lock:
                     self.retried += 1
