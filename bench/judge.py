@@ -44,7 +44,7 @@ ROUNDS = 5
 
 def main() -> None:
     """Measure, print, and where asked write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few requests, one round; the figures mean nothing")
     parser.add_argument("--write", action="store_true", help="put the table into docs/judges.md")
     options = parser.parse_args()

@@ -286,6 +286,8 @@ def test_pairs_are_judged_in_both_orders_and_a_turn_is_a_tie(server: JudgeServer
         found = judge.grade(three, ["=0", "no", "=4"])
         assert [one.value for one in found] == [0.5, 0, 0.5]
         assert isinstance(judge, JudgeGrader)
+        assert (judge.facts()["floor_share"], judge.facts()["ceiling_share"]) == (pytest.approx(1 / 3), 0)
+        assert isinstance(judge, JudgeGrader)
         assert judge.facts()["order_disagreement"] == 0
     server.rule = lambda _, __: '{"verdict": "A"}'
     with open_grader(config(server, kind="pairwise", revision="biased"), "exact", tmp_path) as judge:

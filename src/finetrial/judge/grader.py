@@ -44,6 +44,9 @@ class Tally:
     graded: int = 0
     missing: int = 0
     pending: int = 0
+    floor: int = 0
+    """Grades at the very bottom, as `ceiling` at the very top: a scale that is used up tells nothing apart."""
+    ceiling: int = 0
     asked_again: int = 0
     disagreements: int = 0
     pairs: int = 0
@@ -98,6 +101,8 @@ class JudgeGrader:
         self.tally.graded += len(found)
         self.tally.missing += sum(one.value is None and not one.is_pending for one in found)
         self.tally.pending += sum(one.is_pending for one in found)
+        self.tally.floor += sum(one.value == 0 for one in found)
+        self.tally.ceiling += sum(one.value == 1 for one in found)
         return [Grade(one.value, PENDING + one.reason if one.is_pending else one.reason) for one in found]
 
     def appraise(
@@ -151,6 +156,7 @@ class JudgeGrader:
     def facts(self) -> dict[str, Any]:
         """For records and reports, in JSON types: who judges, on what scale, and what happened since it was opened."""
         tally, endpoint, (low, high) = self.tally, self.endpoint, self.judge.bounds
+        given = tally.graded - tally.missing - tally.pending
         return {
             "model": self.judge.model,
             "served": sorted(self.served),
@@ -161,6 +167,8 @@ class JudgeGrader:
             "graded": tally.graded,
             "missing": tally.missing,
             "pending": tally.pending,
+            "floor_share": tally.floor / given if given else None,
+            "ceiling_share": tally.ceiling / given if given else None,
             "asked_again": tally.asked_again,
             "order_disagreement": tally.disagreements / tally.pairs if tally.pairs else None,
             "read_by": dict(sorted(tally.ways.items())),
