@@ -8,7 +8,7 @@ model was trained, or to `campaign`.
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from finetrial.data.worlds import arithmetic, physics, physics_mixed, replies, shell
+from finetrial.data.worlds import arithmetic, physics, physics_mixed, replies, shell, tickets
 from finetrial.data.worlds.dice import Split
 from finetrial.records import Example
 
@@ -21,6 +21,7 @@ WORLDS: dict[str, Callable[[int, int, Split], Iterator[Example]]] = {
     "physics_numeric": partial(physics.generate, kinds=("numeric",)),
     "physics_explanation": partial(physics.generate, kinds=("explanation",)),
     "physics_mixed": physics_mixed.generate,
+    "tickets": tickets.generate,
 }
 
 VERSIONS: dict[str, int] = {
@@ -32,4 +33,5 @@ VERSIONS: dict[str, int] = {
     "physics_numeric": physics.VERSION,
     "physics_explanation": physics.VERSION,
     "physics_mixed": physics_mixed.VERSION,
+    "tickets": tickets.VERSION,
 }

@@ -43,8 +43,8 @@ def generate(count: int, seed: int, split: Split) -> Iterator[Example]:
         candidate += 1
         name = dice.pick(list(KINDS))
         kind = KINDS[name]
-        slots = _slots(kind, dice)
-        group = f"{name}: {', '.join(slots.values())}"
+        slots = slots_of(kind, dice)
+        group = group_of(name, slots)
         if split_of(group) != split:
             continue
         limit = dice.pick(LIMITS)
@@ -67,13 +67,19 @@ def generate(count: int, seed: int, split: Split) -> Iterator[Example]:
         produced += 1
 
 
-def _slots(kind: Kind, dice: Dice) -> dict[str, str]:
+def slots_of(kind: Kind, dice: Dice) -> dict[str, str]:
+    """Whom a request is about, when, what it is about, and what must not appear where the kind has such a thing."""
     slots = {"name": dice.pick(NAMES), "day": dice.pick(DAYS)}
     if kind.avoids:
         slots["thing"], slots["avoid"] = dice.sample(kind.things, 2)
     else:
         slots["thing"] = dice.pick(kind.things)
     return slots
+
+
+def group_of(name: str, slots: Mapping[str, str]) -> str:
+    """The request behind its wording."""
+    return f"{name}: {', '.join(slots.values())}"
 
 
 def compose(kind: Kind, slots: Mapping[str, str], limit: int, dice: Dice) -> str:
