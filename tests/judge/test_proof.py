@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 from judge_server import KEY, fair, part, serving
 
-from finetrial.campaign import practice
 from finetrial.campaign.execute import RunOptions, run
 from finetrial.campaign.spec import load_spec
 from finetrial.errors import UserError
@@ -60,10 +59,7 @@ def by_last_word(prompt: str, _: int) -> str:
     return json.dumps({"reason": "by the last word", "score": 10 if right else 1})
 
 
-def test_a_campaign_with_a_judged_suite(campaign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    root = tmp_path / "store"
-    monkeypatch.setattr(practice, "grader", lambda config, auto: open_grader(config, auto, root), raising=False)
-    monkeypatch.setattr(practice, "prove", prove, raising=False)
+def test_a_campaign_with_a_judged_suite(campaign: Path, tmp_path: Path):
     with serving(by_last_word) as server:
         suite = f"""
 [[suites]]
@@ -76,6 +72,12 @@ grader = {{ kind = "judge", judge = {{ model = "judge", base_url = "{server.url}
         path = tmp_path / "judged.toml"
         path.write_text(campaign.read_text().replace("seeds = [1, 2, 3]", "seeds = [1, 2]") + suite)
         folder = run(load_spec(path, ()), RunOptions(logs=tmp_path / "logs"), lambda _: None)
+        folder = run(load_spec(path, ()), RunOptions(logs=tmp_path / "logs"), lambda _: None)
+    (judge,) = json.loads((folder.path / "manifest.json").read_text())["judges"]
+    assert judge["model"] == "judge"
+    assert judge["self_test"]["passed"]
+    assert len(judge["control"]["sessions"]) == 2
+    assert judge["graded"] < 6 * 5, "what was judged in the first launch is not judged again"
     rows = [row for row in pq.read_table(folder.path / "outcomes.parquet").to_pylist() if row["suite"] == "judged"]
     judged = [row for row in rows if row["metric"] == "correct"]
     assert len(judged) == 6 * (1 + 2 * 2)

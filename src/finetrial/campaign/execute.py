@@ -120,7 +120,7 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         folder.write_manifest(manifest)
         clock.lap("data_s")
         _tell(spec, decided, say)
-        graders = exits.enter_context(Graders())
+        graders = exits.enter_context(Graders(folder.store.root))
         checks = prepared.integrity + proven(graders.prove(prepared.tasks, folder.store))
         clock.lap("data_s")
 
@@ -147,6 +147,8 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
             _squeeze(launch, decided, records, manifest)
             clock.lap("model_io_s")
             outcomes = STAGES["evaluate"](launch, part, records)
+            if judges := graders.judges():
+                manifest["judges"] = judges
             manifest["integrity"] = checks + integrity(part, records, outcomes, is_dry) + room(outcomes)
             if spec.looks is not None and interim.undecided(spec, taken):
                 taken.append(_take_look(spec, n_seeds, decided, records, outcomes, taken, manifest, say))

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from finetrial.campaign.items import check_category
@@ -18,8 +19,10 @@ from finetrial.data.subset import stratified
 from finetrial.data.tasks import TaskConfig, TaskSet, grader_for, read_tasks, split_tasks
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
-from finetrial.grade.grade import Grader, grader, grader_key, prove, resolved
+from finetrial.grade.grade import Grader, grader_key, resolved
 from finetrial.identity import digest, stage_key
+from finetrial.judge.grader import JudgeGrader, open_grader
+from finetrial.judge.proof import prove
 from finetrial.records import Example, Message, Task
 from finetrial.store import Store
 
@@ -41,10 +44,16 @@ class Grading:
 
 
 class Graders:
-    """The graders of a launch: each is opened when it is first needed, once, and closed at the end."""
+    """The graders of a launch: each is opened when it is first needed, once, and closed at the end.
 
-    def __init__(self) -> None:
-        self._open: dict[str, Grader] = {}
+    Args:
+        root: of the store, below which judgments are kept.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._open: dict[str, Grader | JudgeGrader] = {}
+        self._proofs: dict[str, dict[str, Any]] = {}
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Graders":
@@ -53,17 +62,19 @@ class Graders:
     def __exit__(self, *_: object) -> None:
         self._exits.close()
 
-    def of(self, grading: Grading) -> Grader:
+    def of(self, grading: Grading) -> Grader | JudgeGrader:
         """The grader of these tasks."""
         if grading.key not in self._open:
-            self._open[grading.key] = self._exits.enter_context(grader(grading.config, grading.auto))
+            self._open[grading.key] = self._exits.enter_context(open_grader(grading.config, grading.auto, self._root))
         return self._open[grading.key]
 
     def prove(self, tasks: "Tasks", store: Store) -> int:
-        """Check every grader on what is known of its tasks, once for all launches; how many tasks were checked.
+        """Check every grader on what is known of its tasks; how many tasks were checked.
+
+        Once for all launches, but for judges: those are tested and charted in each.
 
         Raises:
-            UserError: a gold answer is not graded 1, or an empty completion is.
+            UserError: a gold answer is not graded 1, or an empty completion is; a judge fails its test, or drifts.
         """
         sets: dict[str, tuple[Grading, dict[str, Task]]] = {}
         graded = [exam for exam in tasks.exams.values() if exam.kind == "tasks"]
@@ -72,11 +83,22 @@ class Graders:
             mine |= {task.content_hash: task for task in one.tasks}
         for key, (grading, mine) in sets.items():
             proof = stage_key("prove", 1, {}, {"grader": key, "tasks": digest(sorted(mine))})
-            if not store.has("prove", proof):
-                prove(self.of(grading), list(mine.values()))
+            grader = self.of(grading)
+            if isinstance(grader, JudgeGrader):
+                self._proofs[key] = prove(grader, list(mine.values()))
+            elif not store.has("prove", proof):
+                prove(grader, list(mine.values()))
                 with store.put("prove", proof, {"tasks": len(mine)}):
                     pass
         return sum(len(mine) for _, mine in sets.values())
+
+    def judges(self) -> list[dict[str, Any]]:
+        """The manifest's `judges`: who judged what since the launch began, its self-test and its control chart."""
+        return [
+            {**grader.facts(), **self._proofs.get(key, {})}
+            for key, grader in self._open.items()
+            if isinstance(grader, JudgeGrader)
+        ]
 
 
 @dataclass(frozen=True)

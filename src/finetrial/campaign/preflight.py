@@ -4,6 +4,7 @@ Every condition is trained for one step in a throwaway folder, so that masks, gr
 real run; for a few where its loss has auxiliary terms, whose gradients are measured one by one.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -54,8 +55,9 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
         UserError: the data cannot be prepared at all, or a grader grades its gold answers wrong (the message says why).
         LeakError: training and test data share something.
     """
-    with tempfile.TemporaryDirectory() as scratch, Graders() as graders:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as exits:
         folder = Folder(Path(scratch), spec.campaign.name)
+        graders = exits.enter_context(Graders(folder.store.root))
         prepared = prepare(spec, folder, None, say)
         decided = plan(spec, prepared.inputs, folder.store, {})
         first = [run for run in decided.runs if run.seed == spec.campaign.seeds[0]]

@@ -14,6 +14,7 @@ from finetrial.evaluate.completions import write_in_stack
 from finetrial.generate.config import SamplingConfig
 from finetrial.generate.sample import Shown
 from finetrial.grade.grade import Grader
+from finetrial.judge.grader import JudgeGrader
 from finetrial.model.adapters import AdapterStack
 from finetrial.model.distribution import Head
 from finetrial.model.render import prompt_text
@@ -41,7 +42,7 @@ def examine(
     prompts: Sequence[np.ndarray],
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
-    grader: Grader,
+    grader: Grader | JudgeGrader,
     sampling: SamplingConfig,
     samples: int = 1,
     seed: int = 0,

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from finetrial.evaluate.choice import ChoiceItem
 from finetrial.generate.config import SamplingConfig
 from finetrial.grade.grade import Grader
+from finetrial.judge.grader import JudgeGrader
 from finetrial.model.adapters import Adapter
 from finetrial.model.config import ModelConfig
 from finetrial.model.render import Rendered
@@ -31,7 +32,7 @@ class Practice:
     """In the order of their ids; the loop shuffles."""
     prompts: Sequence[np.ndarray]
     """int64 tokens of each task's prompt, generation prompt included."""
-    grader: Grader
+    grader: Grader | JudgeGrader
     rl: RLConfig
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
@@ -66,7 +67,7 @@ class Questions:
     tasks: Sequence[Task]
     prompts: Sequence[np.ndarray]
     """int64 tokens of each, generation prompt included."""
-    grader: Grader
+    grader: Grader | JudgeGrader
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     sampling: SamplingConfig

@@ -15,11 +15,13 @@ from finetrial.campaign.measures import completions
 from finetrial.campaign.measures.examinee import Examinee, put, stored
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.campaign.practice import Exam, Grading
+from finetrial.errors import UserError
 from finetrial.evaluate.diversity import diversity_by_prompt
 from finetrial.evaluate.perplexity import CPU_BATCH_TOKENS
 from finetrial.evaluate.rouge import LEAST_WORDS, rouge_of_words, rouge_words
 from finetrial.grade.grade import resolved
 from finetrial.identity import digest, stage_key
+from finetrial.judge.grader import PENDING
 from finetrial.model.embed import embed
 from finetrial.records import Outcome, Task
 
@@ -165,6 +167,11 @@ def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
                     grade = next(given)
                     value, reason = grade.value, grade.reason
                 rows.append({"item": row["item"], "sample": row["sample"], "grade": value, "reason": reason})
+            if waiting := [str(row["reason"]) for row in rows if str(row["reason"]).startswith(PENDING)]:
+                raise UserError(
+                    f"suite {suite.name!r}: {len(waiting)} of {len(rows)} completions of {one.name} are {waiting[0]}; "
+                    "judgments that were given are kept, and the next launch goes on from there"
+                )
             put(launch, "grades", key, suite, one, pa.Table.from_pylist(rows, schema=GRADES))
 
 
