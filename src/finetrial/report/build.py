@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from finetrial.errors import UserError
 from finetrial.report import (
     charts,
     diagnostics,
+    forgetting,
+    forgetting_charts,
+    forgetting_tables,
+    judges,
     learning,
     learning_charts,
     markdown,
@@ -26,6 +30,7 @@ from finetrial.report import (
 )
 from finetrial.report.completions import read_samples
 from finetrial.report.facts import Report, apart, finite, read_json, read_runs, summarise, twin
+from finetrial.report.measured import figures
 from finetrial.report.squeeze import squeeze
 from finetrial.report.theme import Chart
 
@@ -68,7 +73,9 @@ def gather(folder: Path) -> Report:
     findings, unjudged = _at_looks(manifest) if looks else _judged(manifest, table)
     measured = summarise(table, {finding.metric for finding in findings})
     cells, snapshots = apart(measured, manifest.get("suites", {}))
-    return Report(manifest, findings, cells, runs, unjudged, snapshots, samples)
+    report = Report(manifest, findings, cells, runs, unjudged, snapshots, samples)
+    kept = forgetting.gather(table, manifest, report.conditions, report.suites, forgetting.read_asked(folder))
+    return replace(report, figures=figures(table, report.suites, kept.level), forgetting=kept)
 
 
 def write(report: Report, target: Path) -> ReportPaths:
@@ -83,10 +90,17 @@ def write(report: Report, target: Path) -> ReportPaths:
         written += [svg, png]
     paths = ReportPaths(target / "index.html", target / "report.json", target / "verdict.md", tuple(written))
     paths.html.write_text(page.render(report, drawn), encoding="utf-8")
-    content = twin(report) | {"reinforcement": finite(learning.facts(report))}
+    content = twin(report) | {
+        "figures": finite([asdict(figure) for figure in report.figures]),
+        "forgetting": finite(forgetting.facts(report.forgetting)),
+        "judges": finite(judges.judges(report)),
+        "reinforcement": finite(learning.facts(report)),
+    }
     strict = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     paths.json.write_text(strict + "\n", encoding="utf-8")
     paths.markdown.write_text(markdown.render(report), encoding="utf-8")
+    if report.forgetting is not None:
+        (target / forgetting_tables.FILE).write_text(forgetting_tables.every_item(report.forgetting), encoding="utf-8")
     return paths
 
 
@@ -95,6 +109,8 @@ def draw(report: Report) -> list[Chart]:
     drawn: list[Chart | None] = [*charts.forest(report), *statistics_charts.noise(report)]
     for metric in report.charted:
         drawn += [charts.heatmap(report, metric), scaling.scaling(report, metric), charts.strip(report, metric)]
+    drawn += [*forgetting_charts.tradeoffs(report), *forgetting_charts.checkpoints(report)]
+    drawn += [*forgetting_charts.divergences(report), *judges.control_charts(report)]
     drawn += [*learning_charts.held_out_curves(report), *learning_charts.learning(report)]
     drawn += [mechanism_charts.entropy(report), mechanism_charts.surprisal(report), mechanism_charts.sepa(report)]
     drawn.append(mechanism_charts.diagnostics(report))

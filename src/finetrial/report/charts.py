@@ -165,8 +165,9 @@ def heatmap(report: Report, metric: str) -> Chart | None:
         place = (min(max(row["value"], low), high) - low) / (high - low or 1.0)
         row["dark"] = (place if higher else 1 - place) < 0.45
     scale = alt.Scale(scheme="viridis", domain=[low, high], clamp=True, reverse=not higher)
-    shared = ([wrap(name, 26, 2) for name in _measured(report)], [wrap(suite, 16) for suite in report.suites])
-    beside = len(report.suites) <= 3
+    suites = [suite for suite in report.suites if any(row["suite"] == suite for row in rows)]
+    shared = ([wrap(name, 26, 2) for name in _measured(report)], [wrap(suite, 16) for suite in suites])
+    beside = len(suites) <= 3
     panels = [_grid(rows, *shared, ("value", "text", "range"), scale, "Mean of the seeds")]
     moved = [row for row in rows if row["difference"] is not None]
     if moved:
@@ -244,7 +245,8 @@ def _grid(
 def strip(report: Report, metric: str) -> Chart | None:
     """Every seed of every condition and suite as a dot: difference to the base, or the value where no base is."""
     conditions = [name for name in _measured(report) if name != "base"]
-    against = all(report.base_mean(suite, metric) is not None for suite in report.suites)
+    suites = [suite for suite in report.suites if any((c.suite, c.metric) == (suite, metric) for c in report.cells)]
+    against = all(report.base_mean(suite, metric) is not None for suite in suites)
     values = {
         suite: [
             {"label": wrap(cell.condition, 28, 2), "seed": f"{seed.seed:09d}", "value": seed.mean - base}
@@ -254,7 +256,7 @@ def strip(report: Report, metric: str) -> Chart | None:
             for seed in cell.seeds
             if seed.mean is not None and seed.seed is not None
         ]
-        for suite in report.suites
+        for suite in suites
     }
     values = {suite: rows for suite, rows in values.items() if rows}
     if not values:

@@ -23,6 +23,8 @@ from finetrial.analyze.table import Dense, OutcomeTable
 from finetrial.campaign.interim import next_look
 from finetrial.errors import UserError
 from finetrial.report.completions import Sample
+from finetrial.report.forgetting import Forgetting
+from finetrial.report.measured import Figure
 from finetrial.report.theme import count
 
 VERDICTS = ("CONFIRMED", "FAILED", "INCONCLUSIVE", "INVALID")
@@ -98,6 +100,10 @@ class Report:
     """Cells of suites `<suite>@<step>`: a suite on the way, kept apart from those of trained conditions."""
     samples: tuple[Sample, ...] = ()
     """A few completions of training per condition."""
+    figures: tuple[Figure, ...] = ()
+    """Means with intervals of every condition on every suite in every metric."""
+    forgetting: Forgetting | None = None
+    """Every condition against the base; None where nothing was evaluated."""
 
     def section(self, *path: str) -> Any:
         """A part of the manifest, or None where it was not recorded."""

@@ -4,6 +4,8 @@ import re
 
 from finetrial.analyze.contrast import Finding
 from finetrial.report.facts import Report, is_exploratory
+from finetrial.report.forgetting_tables import sentences as kept_sentences
+from finetrial.report.judges import sentences as judge_sentences
 from finetrial.report.learning import warnings
 from finetrial.report.sentences import claim, level_words, status_notes, summary
 from finetrial.report.theme import decimals_for, mark_of, number, p_text
@@ -31,6 +33,12 @@ def render(report: Report) -> str:
         lines += ["|---|---|--:|--:|--:|--:|--:|--:|---|"]
         lines += [_row(finding) for finding in report.findings]
         lines += ["", "Differences are candidate minus baseline in the metric’s own units."]
+    if report.forgetting is not None and report.forgetting.kept:
+        told = kept_sentences(report.forgetting)
+        lines += ["", "## What was kept, what was lost", "", *(f"- {_text(sentence)}" for sentence in told)]
+        lines += [] if told else ["No condition lost anything on average, on any test set."]
+    if told := judge_sentences(report):
+        lines += ["", "## Judges", "", *(f"- {_text(sentence)}" for sentence in told)]
     return "\n".join(lines).rstrip() + "\n"
 
 

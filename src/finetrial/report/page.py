@@ -7,10 +7,11 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetrial.report import learning, learning_tables, sentences, tables
+from finetrial.report import forgetting_tables, judges, learning, learning_tables, sentences, tables
 from finetrial.report.completions import of_condition, shorten
 from finetrial.report.diagnostics import dimensions
 from finetrial.report.facts import VERDICTS, Report, finite
+from finetrial.report.measured import suite_tables
 from finetrial.report.theme import MARKS, Chart, duration, metric_words, slug
 
 
@@ -48,6 +49,10 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         noises=[name for name in by_name if name.startswith("variance-")],
         metrics=[(metric, slug(metric), metric_words(metric)) for metric in report.metrics],
         tables=tables,
+        by_kind=suite_tables(report.figures, report.conditions, report.section("suites") or {}),
+        kept=report.forgetting if report.forgetting and report.forgetting.kept else None,
+        kept_tables=forgetting_tables,
+        judges=judges,
         dimensions=dimensions(report),
         realised=tables.realised(report.runs),
         mismatches=tables.mismatches(report.runs),
