@@ -7,6 +7,7 @@ import pytest
 
 from finetrial.campaign.spec import Spec, load_spec, resolve
 from finetrial.errors import UserError
+from finetrial.train.term_config import AnchorConfig, SetDiversityConfig
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
@@ -341,3 +342,17 @@ def test_a_suite_has_settings_of_its_own_and_falls_back_on_the_common_ones() -> 
         spec(suites=[{**plain, "lead": "Answer:"}])
     with pytest.raises(UserError, match="samples: only for kind = 'tasks'"):
         spec(suites=[{**plain, "kind": "choice", "samples": 2}])
+
+
+def test_an_empty_table_asks_for_the_thing_as_it_is_by_default() -> None:
+    conditions = [{"name": "a"}, {"name": "b", "anchor": False}]
+    held = spec(anchor={}, campaign={"conditions": conditions})
+    assert held.condition("a").anchor == AnchorConfig()
+    assert held.condition("b").anchor is None
+    own = spec(campaign={"conditions": [{"name": "a", "set_diversity": {}}, {"name": "b"}]})
+    assert own.condition("a").set_diversity == SetDiversityConfig()
+    assert own.condition("b").set_diversity is None
+    with pytest.raises(UserError, match=r"\[campaign.conditions\[0\] \(a\).stopping\] 'suite' is missing"):
+        spec(campaign={"conditions": [{"name": "a", "stopping": {}}]})
+    with pytest.raises(UserError, match=r"\(a\).set_diversity\] is of no effect: this condition's objective is rl"):
+        spec(campaign={"conditions": [{"name": "a", "rl": {"group_size": 2}, "set_diversity": {}}]})

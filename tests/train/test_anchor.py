@@ -195,12 +195,12 @@ def test_the_coefficient_over_a_run():
     assert [anchor_coefficient(late, t, 20) for t in (0, 4, 5, 6, 7)] == [0, 0, 0, 0.5, 1]
     falling = AnchorConfig(coef=1.0, decay_steps=4, final_coef=0.2)
     assert [anchor_coefficient(falling, t, 10) for t in (0, 5, 6, 7, 9)] == pytest.approx([1, 1, 0.8, 0.6, 0.2])
-    assert anchor_coefficient(AnchorConfig(coef=0.0, decay_steps=2, final_coef=1.0), 9, 10) == 0
+    assert anchor_coefficient(AnchorConfig(coef=0.0, decay_steps=2), 9, 10) == 0
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(0, 9), st.integers(0, 9), st.integers(0, 30), st.integers(1, 30))
 def test_the_coefficient_stays_between_zero_and_the_larger_end(coef, final, start, warmup, decay, steps):
-    final = final if decay else 0.0
+    final = final if decay and coef else 0.0
     config = AnchorConfig(coef=coef, final_coef=final, start_step=start, warmup_steps=warmup, decay_steps=decay)
     for step in range(steps):
         value = anchor_coefficient(config, step, steps)
@@ -208,9 +208,11 @@ def test_the_coefficient_stays_between_zero_and_the_larger_end(coef, final, star
         assert value == 0 or step >= start
 
 
-def test_a_final_coefficient_without_a_decay_is_refused():
+def test_a_final_coefficient_without_effect_is_refused():
     with pytest.raises(ValueError, match="final_coef has no effect without decay_steps"):
         AnchorConfig(final_coef=0.1)
+    with pytest.raises(ValueError, match="final_coef has no effect where coef is 0"):
+        AnchorConfig(coef=0.0, final_coef=0.1, decay_steps=3)
 
 
 def test_a_tail_is_the_last_targets_of_each_row_however_long_its_neighbours(tmp_path):

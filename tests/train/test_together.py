@@ -10,10 +10,10 @@ from finetrial.model.config import ModelConfig
 from finetrial.train.cohort import train_cohort
 from finetrial.train.runs import RunData
 from finetrial.train.term_config import AnchorConfig
+from tiny import run_data
 from train.test_set_diversity import model, varied
 from train.test_variants import numbers_of
 from train.test_watch import guarded, mixed
-from tiny import run_data
 
 STEPS = 9
 CLOCKS = ("seconds", "sample_time_s")
@@ -22,15 +22,15 @@ CLOCKS = ("seconds", "sample_time_s")
 def cohort(folder: Path) -> list[RunData]:
     """Plain; anchored, mixed and guarded; DFT with a cut anchor, stopped early; sets by a share; DoRA from PiSSA."""
     wild = {"learning_rate": 0.2, "schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0}
+    first = mixed(run_data(folder, "held", 2, **{**wild, "learning_rate": 1.0}), [[0, 0.1], [1, 0.6]], "tokens")
+    second = run_data(folder, "cut", 3, token_weighting="dft", **wild)
     held = AnchorConfig(coef=0.5, kind="js", start_step=1, warmup_steps=3, decay_steps=3, final_coef=0.1)
     cut = AnchorConfig(coef=0.2, top_k=7, tail_tokens=2, cap=0.5)
     dora = ModelConfig(lora_rank=3, dora=True, init="pissa")
     return [
         run_data(folder, "plain", 1, save_every=3),
-        replace(guarded(mixed(run_data(folder, "held", 2, **(wild | {"learning_rate": 1.0})), [[0, 0.1], [1, 0.6]], "tokens")), anchor=held),
-        replace(
-            guarded(run_data(folder, "cut", 3, token_weighting="dft", **wild), patience=1, threshold=9.0), anchor=cut
-        ),
+        replace(guarded(first), anchor=held),
+        replace(guarded(second, patience=1, threshold=9.0), anchor=cut),
         varied(folder, "varied", 4, gradient_share=0.3, every_n_steps=2),
         run_data(folder, "dora", 5, model=dora, lora_plus_ratio=4.0, weight_decay=0.1),
     ]

@@ -174,12 +174,16 @@ def condition(
 
 
 def _option(name: str, written: ConditionTable, raw: Mapping[str, Any], place: str, where: str, practises: bool) -> Any:
-    """An optional table of the condition laid over the file's; None where neither has it or the condition says no."""
+    """An optional table of the condition laid over the file's; None where neither has it or the condition says no.
+
+    An empty table is one that is written: it asks for the thing as it is by default.
+    """
     own, common = getattr(written, name), raw.get(name, {})
-    if own is False or not (own or common):
+    writes = name in written.model_fields_set
+    if own is False or not (writes or name in raw):
         return None
     if practises and name in SUPERVISED_OPTIONS:
-        if own:
+        if writes:
             raise UserError(f"{place}: [{where}.{name}] is of no effect: this condition's objective is rl")
         return None
     return validated(OPTIONAL_TABLES[name], merged(common, own), place, f"{where}.{name}")

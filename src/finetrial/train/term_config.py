@@ -42,6 +42,8 @@ class AnchorConfig(Config):
     def _consistent(self) -> "AnchorConfig":
         if self.final_coef and not self.decay_steps:
             raise ValueError("final_coef has no effect without decay_steps: give both")
+        if self.final_coef and not self.coef:
+            raise ValueError("final_coef has no effect where coef is 0, which means no anchor; give a coef above 0")
         return self
 
 
