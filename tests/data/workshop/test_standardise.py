@@ -86,6 +86,21 @@ def test_nothing_is_left_of_the_planted_defects(tmp_path: Path) -> None:
             assert "Answer: " in row["messages"][1]["content"]
 
 
+def test_standardising_brings_back_what_the_outputs_were_before_the_damage(tmp_path: Path) -> None:
+    standardise("world:physics_mixed?count=1000&seed=3", tmp_path / "out.jsonl", PHYSICS)
+    whole = {row.id: row for row in read("world:physics_clean?count=1000&seed=3").examples}
+    mended: Counter[str] = Counter()
+    for row in read_lines(tmp_path / "out.jsonl"):
+        if row["meta"]["defect"] != "duplicate":  # of which one copy is left where the world repeats the original
+            (asked, said), (question, answer) = row["messages"], whole[row["id"]].messages
+            full_stop = "." if row["meta"]["defect"] == "list" and not answer["content"].endswith(".") else ""
+            assert (asked, said["content"]) == (question, answer["content"] + full_stop)  # a list is one of sentences
+            mended[str(row["meta"]["defect"])] += 1
+    assert set(mended) == {"None", "json", "python", "list", "mojibake"}
+    planted = Counter(str(row.meta["defect"]) for row in whole.values())
+    assert all(mended[kind] >= 0.9 * planted[kind] for kind in mended)  # the rest repeats an earlier row by chance
+
+
 def test_running_on_the_output_changes_nothing(tmp_path: Path) -> None:
     standardise("world:physics_mixed?count=600&seed=1", tmp_path / "once.jsonl", PHYSICS)
     again = standardise(str(tmp_path / "once.jsonl"), tmp_path / "twice.jsonl", PHYSICS)

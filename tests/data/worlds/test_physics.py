@@ -226,6 +226,21 @@ def test_mixed_rows_are_the_same_problems() -> None:
             assert mixed.messages == clean.messages
 
 
+def test_the_clean_twin_differs_in_the_damage_alone() -> None:
+    clean = list(physics_mixed.generate(3000, 7, "campaign", clean=True))
+    for row, mixed, world in zip(clean, MIXED, EXAMPLES, strict=True):
+        defect = row.meta["defect"]
+        assert (row.id, defect, row.group) == (mixed.id, mixed.meta["defect"], world.group)
+        assert row.meta == {**world.meta, "defect": defect}
+        if defect is None:
+            assert row == mixed
+        elif defect == "mojibake":
+            assert completion(row) == completion(mixed).encode("cp1252").decode()
+        else:
+            assert row.messages == world.messages
+        assert physics.grade(completion(row), row.meta) == 1
+
+
 def test_every_defect_is_planted_and_a_share_of_rows_is_clean() -> None:
     found = Counter(row.meta["defect"] for row in MIXED)
     assert set(found) == {None, physics_mixed.DUPLICATE, *physics_mixed.DEFECTS}

@@ -21,6 +21,8 @@ GOLDEN = {
     ("physics", "campaign"): "552f85140ce31a157e4b1e737d4352fe5bde0bce1e7bcbf9f8aee4e12d90210c",
     ("physics_mixed", "base"): "a4839d0180ada8d0bc645ea02928baa4a46e848a2ebb6068b84cbf5853d108f8",
     ("physics_mixed", "campaign"): "9cd288a0d209e212f05af3fff9e7ec39d0822a3db41688f184fa897c53d1e3d2",
+    ("physics_clean", "base"): "470a5f38f5729322455a59e629f2556b83a2b3ded29031a0acd76bacf93cc7e1",
+    ("physics_clean", "campaign"): "93eff9c52733b3c71f067d456850e9a83b88c970baa614f0d716dc7e622b250e",
     ("tickets", "base"): "a375e9bac730c850230d1c45273598f942b52537304deee06490f538aa5be86d",
     ("tickets", "campaign"): "acc8d0601a2587e882b86e9990056ed6d416e5d4ac8ca6dc2dc15c8b3cfc102c",
 }

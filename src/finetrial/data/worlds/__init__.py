@@ -21,6 +21,7 @@ WORLDS: dict[str, Callable[[int, int, Split], Iterator[Example]]] = {
     "physics_numeric": partial(physics.generate, kinds=("numeric",)),
     "physics_explanation": partial(physics.generate, kinds=("explanation",)),
     "physics_mixed": physics_mixed.generate,
+    "physics_clean": partial(physics_mixed.generate, clean=True),
     "tickets": tickets.generate,
 }
 
@@ -33,5 +34,6 @@ VERSIONS: dict[str, int] = {
     "physics_numeric": physics.VERSION,
     "physics_explanation": physics.VERSION,
     "physics_mixed": physics_mixed.VERSION,
+    "physics_clean": physics_mixed.VERSION,
     "tickets": tickets.VERSION,
 }

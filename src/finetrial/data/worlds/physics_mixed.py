@@ -1,7 +1,8 @@
 """The physics world as a careless export leaves it: a share of the rows has outputs of other shapes.
 
 Every row says in `meta["defect"]` what was planted (None for a clean row), so that tools which clean data can be
-checked against the truth.
+checked against the truth. `generate(..., clean=True)` is the same export made with care: whoever compares the two
+changes the form of outputs and nothing else.
 """
 
 import json
@@ -48,8 +49,12 @@ def as_tiny(text: str) -> str:
 
 def as_mojibake(text: str) -> str:
     """Typographic text whose UTF-8 bytes were read as Windows-1252."""
-    typographic = text.replace(" * ", " × ").replace(" / ", " ÷ ").replace(". ", ". \u2013 ")
-    return typographic.encode().decode("cp1252")
+    return typographic(text).encode().decode("cp1252")
+
+
+def typographic(text: str) -> str:
+    """With signs beyond ASCII, which a wrong encoding spoils."""
+    return text.replace(" * ", " × ").replace(" / ", " ÷ ").replace(". ", ". \u2013 ")
 
 
 DEFECTS: dict[str, Callable[[str], str]] = {
@@ -63,30 +68,38 @@ DEFECTS: dict[str, Callable[[str], str]] = {
 DUPLICATE = "duplicate"
 
 
-def generate(count: int, seed: int, split: Split) -> Iterator[Example]:
+def generate(count: int, seed: int, split: Split, clean: bool = False) -> Iterator[Example]:
     """Yield the rows of `physics.generate(count, seed, split)`, a share of them damaged.
 
     `meta` adds `defect`: a name of `DEFECTS`, "duplicate" (then `of` is the id of the earlier row with the same
     messages), or None.
+
+    Args:
+        count, seed, split: as for every world.
+        clean: leave every row as it was before the damage, under the same id and with the same `defect`: the text
+            behind the structure or the wrong encoding, what empty and tiny outputs had lost, and in the place of a
+            duplicate the row that it stands on.
     """
-    clean: list[Example] = []
+    intact: list[Example] = []
     names = [*DEFECTS, DUPLICATE]
-    for number, row in enumerate(physics.generate(count, seed, split)):
+    for number, problem in enumerate(physics.generate(count, seed, split)):
         dice = Dice(seed, "worlds/physics_mixed", VERSION, number)
-        identifier = f"physics_mixed-{split}-{seed}-{number}"
         defect = dice.pick(names) if dice.chance(DEFECT_SHARE) else None
-        if defect == DUPLICATE and clean:
-            original = dice.pick(clean[-EARLIER:])
-            meta = {**original.meta, "defect": DUPLICATE, "of": original.id}
-            yield replace(original, id=identifier, meta=meta)
+        row = replace(problem, id=f"physics_mixed-{split}-{seed}-{number}", meta={**problem.meta, "defect": None})
+        if defect == DUPLICATE and intact:
+            original = dice.pick(intact[-EARLIER:])
+            if clean:
+                yield replace(row, meta={**row.meta, "defect": DUPLICATE})
+            else:
+                yield replace(original, id=row.id, meta={**original.meta, "defect": DUPLICATE, "of": original.id})
         elif defect in DEFECTS:
             question, answer = row.messages
-            damaged = {**answer, "content": DEFECTS[defect](answer["content"])}
-            yield replace(row, id=identifier, messages=(question, damaged), meta={**row.meta, "defect": defect})
+            whole = typographic if defect == "mojibake" else str
+            written = {**answer, "content": (whole if clean else DEFECTS[defect])(answer["content"])}
+            yield replace(row, messages=(question, written), meta={**row.meta, "defect": defect})
         else:
-            intact = replace(row, id=identifier, meta={**row.meta, "defect": None})
-            clean.append(intact)
-            yield intact
+            intact.append(row)
+            yield row
 
 
 def _fields(text: str) -> dict[str, str]:
