@@ -26,6 +26,9 @@ MIN_CATEGORY = 5
 SMALL_SUBSET = 16
 """Items of the random subsets that a suite is compared with."""
 
+_DRAWS = 2000
+"""Random subsets that are drawn: shares to within two points."""
+
 HEADROOM = 0.05
 """Share of the range below which there is no room to move."""
 
@@ -210,7 +213,7 @@ def small_subset(found: Pair, alpha: float = 0.05, n: int = SMALL_SUBSET) -> Sub
     """What random subsets of `n` items would have shown; None where the suite has no more than that."""
     if len(found.items) <= n:
         return None
-    return subset_risk(found.change_I, n, alpha, [str(group) for group in found.groups])
+    return subset_risk(found.change_I, n, alpha, [str(group) for group in found.groups], _DRAWS)
 
 
 def nested(arms: Mapping[str, tuple[Dense, Dense]], better: Direction, level: float = 0.95) -> list[Nested]:

@@ -56,7 +56,9 @@ class Subset:
         return text
 
 
-def subset_risk(difference_I: np.ndarray, n: int, alpha: float, groups: Sequence[str] | None = None) -> Subset:
+def subset_risk(
+    difference_I: np.ndarray, n: int, alpha: float, groups: Sequence[str] | None = None, most: int = _DRAWS
+) -> Subset:
     """Draw random subsets of the items and judge each.
 
     Args:
@@ -64,6 +66,7 @@ def subset_risk(difference_I: np.ndarray, n: int, alpha: float, groups: Sequence
         n: items of a subset.
         alpha: two-sided level of each subset's test.
         groups: group of each item, for the design effect.
+        most: subsets that are drawn, fewer where there are very many items.
 
     Raises:
         UserError: n is not between 2 and the number of items - 1.
@@ -71,7 +74,7 @@ def subset_risk(difference_I: np.ndarray, n: int, alpha: float, groups: Sequence
     n_items = len(difference_I)
     if not 2 <= n < n_items:
         raise UserError(f"a subset of {n} items: expected between 2 and {n_items - 1} of the {n_items} items")
-    draws = int(min(_DRAWS, max(200, _MOST_NUMBERS // n_items)))
+    draws = int(min(most, max(200, _MOST_NUMBERS // n_items)))
     rng = seeds.stream(0, "subset", n_items, n)
     mean_R, sd_R = np.empty(draws), np.empty(draws)
     for start in range(0, draws, 1000):
