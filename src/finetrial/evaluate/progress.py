@@ -5,7 +5,8 @@ A plain line reads `[gold] 50/200 loss 0.4233 elapsed 3s remaining 9s`.
 
 import sys
 import time
-from typing import TextIO
+from dataclasses import dataclass
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,27 @@ from rich.progress import Progress as Bar
 
 LINE_SECONDS = 2.0
 """Shortest time between two plain lines; the last one is always printed."""
+
+
+class Shown(Protocol):
+    """What shows how far work has come."""
+
+    def update(self, done: int) -> None:
+        """`done` units are finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the work that a bar shows, which counts from 0."""
+
+    bar: Shown
+    before: int
+    """Units of the parts before it."""
+
+    def update(self, done: int) -> None:
+        """`done` units of the part are finished."""
+        self.bar.update(self.before + done)
 
 
 class Progress:
