@@ -27,10 +27,13 @@ from finetrial.report import (
     page,
     scaling,
     statistics_charts,
+    term_charts,
+    terms,
 )
 from finetrial.report.completions import read_samples
 from finetrial.report.facts import Report, apart, finite, read_json, read_runs, summarise, twin
 from finetrial.report.measured import figures
+from finetrial.report.sampled_sets import read_sets
 from finetrial.report.squeeze import squeeze
 from finetrial.report.theme import Chart
 
@@ -64,16 +67,17 @@ def gather(folder: Path) -> Report:
     """Read a campaign folder and judge its contrasts."""
     manifest = read_json(folder / "manifest.json")
     runs, samples = read_runs(folder, manifest), read_samples(folder, manifest)
+    sets = read_sets(folder, manifest)
     outcomes = folder / "outcomes.parquet"
     looks = manifest.get("looks")
     if not outcomes.is_file() or (looks and not looks["taken"]):
         waiting = tuple(contrast.name for contrast in _contrasts(manifest))
-        return Report(manifest, (), (), runs, waiting, samples=samples)
+        return Report(manifest, (), (), runs, waiting, samples=samples, sets=sets)
     table = OutcomeTable.read(outcomes)
     findings, unjudged = _at_looks(manifest) if looks else _judged(manifest, table)
     measured = summarise(table, {finding.metric for finding in findings})
     cells, snapshots = apart(measured, manifest.get("suites", {}))
-    report = Report(manifest, findings, cells, runs, unjudged, snapshots, samples)
+    report = Report(manifest, findings, cells, runs, unjudged, snapshots, samples, sets)
     kept = forgetting.gather(table, manifest, report.conditions, report.suites, forgetting.read_asked(folder))
     return replace(report, figures=figures(table, report.suites, kept.level), forgetting=kept)
 
@@ -95,6 +99,7 @@ def write(report: Report, target: Path) -> ReportPaths:
         "forgetting": finite(forgetting.facts(report.forgetting)),
         "judges": finite(judges.judges(report)),
         "reinforcement": finite(learning.facts(report)),
+        "terms": finite(terms.facts(report)),
     }
     strict = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     paths.json.write_text(strict + "\n", encoding="utf-8")
@@ -114,6 +119,7 @@ def draw(report: Report) -> list[Chart]:
     drawn += [*learning_charts.held_out_curves(report), *learning_charts.learning(report)]
     drawn += [mechanism_charts.entropy(report), mechanism_charts.surprisal(report), mechanism_charts.sepa(report)]
     drawn.append(mechanism_charts.diagnostics(report))
+    drawn += term_charts.charts(report)
     drawn += [diagnostics.overlap(report), diagnostics.scores(report), diagnostics.correlation(report)]
     drawn += [diagnostics.curves(report), squeeze(report), diagnostics.timing(report)]
     return [chart for chart in drawn if chart is not None]

@@ -68,7 +68,7 @@ def shorten(text: str) -> str:
 
 def _telling(path: Path) -> list[dict[str, Any]]:
     """Of the first and of the last step, the first right and the first wrong row; one without a grade where none is."""
-    first, last = _first_step(path), _last_step(path)
+    first, last = first_step(path), last_step(path)
     steps = [first] if not last or (first and first[0]["step"] == last[0]["step"]) else [first, last]
     picked = []
     for rows in steps:
@@ -79,14 +79,15 @@ def _telling(path: Path) -> list[dict[str, Any]]:
     return picked
 
 
-def _first_step(path: Path) -> list[dict[str, Any]]:
+def first_step(path: Path) -> list[dict[str, Any]]:
+    """Rows of the first step."""
     with path.open("rb") as stream:
         rows = (_row(path, line) for line in stream if line.endswith(b"\n"))
         first = next(rows, None)
         return [] if first is None else [first, *takewhile(lambda row: row["step"] == first["step"], rows)]
 
 
-def _last_step(path: Path) -> list[dict[str, Any]]:
+def last_step(path: Path) -> list[dict[str, Any]]:
     """Rows of the last step, from blocks at the end that grow until they hold all of it."""
     size, block = path.stat().st_size, BLOCK
     while True:

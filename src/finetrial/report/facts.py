@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from finetrial.errors import UserError
 from finetrial.report.completions import Sample
 from finetrial.report.forgetting import Forgetting
 from finetrial.report.measured import Figure
+from finetrial.report.sampled_sets import SampledSet
 from finetrial.report.theme import count
 
 VERDICTS = ("CONFIRMED", "FAILED", "INCONCLUSIVE", "INVALID")
@@ -75,6 +76,8 @@ class RunFacts:
     """Rows of `metrics.jsonl`."""
     stopped_at: int | None = None
     """Step after which its guard ended it."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """All of `record.json`."""
 
     @property
     def mismatches(self) -> list[str]:
@@ -100,6 +103,8 @@ class Report:
     """Cells of suites `<suite>@<step>`: a suite on the way, kept apart from those of trained conditions."""
     samples: tuple[Sample, ...] = ()
     """A few completions of training per condition."""
+    sets: tuple[SampledSet, ...] = ()
+    """A few sets of completions per condition."""
     figures: tuple[Figure, ...] = ()
     """Means with intervals of every condition on every suite in every metric."""
     forgetting: Forgetting | None = None
@@ -281,7 +286,8 @@ def _read_run(folder: Path, run: Mapping[str, Any]) -> RunFacts:
     metrics = place / "metrics.jsonl"
     curve = tuple(_lines(metrics)) if metrics.is_file() else ()
     end = (record.get("stopping") or {}).get("stopped_at")
-    return RunFacts(run["condition"], run["seed"], record.get("planned"), record.get("realised"), curve, end)
+    planned, realised = record.get("planned"), record.get("realised")
+    return RunFacts(run["condition"], run["seed"], planned, realised, curve, end, record)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

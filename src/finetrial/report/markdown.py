@@ -3,6 +3,7 @@
 import re
 
 from finetrial.analyze.contrast import Finding
+from finetrial.report import terms
 from finetrial.report.facts import Report, is_exploratory
 from finetrial.report.forgetting_tables import sentences as kept_sentences
 from finetrial.report.judges import sentences as judge_sentences
@@ -21,7 +22,7 @@ def render(report: Report) -> str:
     lines += [f"Hypothesis: {_text(hypothesis)}", ""] if hypothesis else []
     for check in report.failed_checks:
         lines += [f"**Integrity check failed: {_text(check['check'])}.** {_text(check['detail'])}", ""]
-    for note in [*status_notes(report), *warnings(report)]:
+    for note in [*status_notes(report), *warnings(report), *terms.warnings(report)]:
         lines += [f"**Note.** {_text(note)}", ""]
     lines += [" ".join(summary(report)), ""]
     for finding in report.findings:

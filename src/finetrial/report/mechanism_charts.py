@@ -46,8 +46,9 @@ DIAGNOSTICS = (
 
 def entropy(report: Report) -> Chart | None:
     """Entropy of execution and planning tokens, mean and variance."""
-    return _multiples(
+    return multiples(
         report,
+        policies(report),
         _parts("", "entropy", ""),
         "entropy",
         "Entropy of execution and planning tokens",
@@ -59,8 +60,9 @@ def entropy(report: Report) -> Chart | None:
 
 def surprisal(report: Report) -> Chart | None:
     """Surprisal of execution and planning tokens before and after the credit transform."""
-    return _multiples(
+    return multiples(
         report,
+        policies(report),
         [*_parts("", "surprisal", ""), *_parts("post_", "surprisal", "", " after")],
         "surprisal",
         "Surprisal of execution and planning tokens, before and after credit",
@@ -72,8 +74,9 @@ def surprisal(report: Report) -> Chart | None:
 
 def diagnostics(report: Report) -> Chart | None:
     """What to look at when a run goes wrong; not for comparing recipes."""
-    return _multiples(
+    return multiples(
         report,
+        policies(report),
         DIAGNOSTICS,
         "rl-diagnostics",
         "Diagnostics of training",
@@ -83,9 +86,17 @@ def diagnostics(report: Report) -> Chart | None:
     )
 
 
-def _multiples(report: Report, parts: Sequence[Part], name: str, title: str, caption: str) -> Chart | None:
-    """Four panels a row, all conditions in each."""
-    runs = policies(report)
+def multiples(
+    report: Report,
+    runs: Sequence[RunFacts],
+    parts: Sequence[Part],
+    name: str,
+    title: str,
+    caption: str,
+    per_row: int = 4,
+    height: int = 110,
+) -> Chart | None:
+    """A panel per part that any of the runs logged, all conditions in each; None where there is none."""
     steps = last_step(runs)
     of = {name: [run for run in runs if run.condition == name] for name in report.conditions}
     found = {
@@ -103,8 +114,8 @@ def _multiples(report: Report, parts: Sequence[Part], name: str, title: str, cap
         part.axis: look.domain([row for other in drawn if other.axis == part.axis for row in found[other.field]])
         for part in drawn
     }
-    per_row = min(4, len(drawn))
-    size = (CURVE_WIDTH // max(per_row, 2) - 52, 110)
+    per_row = min(per_row, len(drawn))
+    size = (CURVE_WIDTH // max(per_row, 2) - 52, height)
     panels = [panel(found[part.field], look, steps, axes[part.axis], part.title, size) for part in drawn]
     return finish(
         in_rows(panels, per_row, between=10),

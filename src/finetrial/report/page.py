@@ -7,12 +7,14 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetrial.report import forgetting_tables, judges, learning, learning_tables, sentences, tables
+from finetrial.report import forgetting_tables, judges, learning, learning_tables, sentences, tables, term_tables, terms
 from finetrial.report.completions import of_condition, shorten
 from finetrial.report.diagnostics import dimensions
 from finetrial.report.facts import VERDICTS, Report, finite
 from finetrial.report.measured import suite_tables
-from finetrial.report.theme import MARKS, Chart, duration, metric_words, slug
+from finetrial.report.recipes import recipes
+from finetrial.report.sampled_sets import by_prompt
+from finetrial.report.theme import MARKS, Chart, duration, metric_words, number, slug
 
 
 def render(report: Report, charts: Sequence[Chart]) -> str:
@@ -42,7 +44,7 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         summary=sentences.summary(report),
         meaning=sentences.MEANING,
         how_to_read=sentences.HOW_TO_READ,
-        notes=[*sentences.status_notes(report), *sentences.doubts(warnings)],
+        notes=[*sentences.status_notes(report), *sentences.doubts(warnings), *terms.doubts(report)],
         level=sentences.level_words(report),
         ledger=tables.ledger(report, by_name),
         forests=[name for name in by_name if name.startswith("forest-")],
@@ -61,6 +63,12 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         held_outs=learning.held_out_metrics(report),
         held_out_metric=learning.held_out_metric(report),
         learning_tables=learning_tables,
+        has_terms=terms.has_any(report),
+        term_warnings=terms.warnings(report),
+        term_tables=term_tables,
+        sampled_sets=by_prompt(report.sets),
+        recipes=recipes(report),
+        number=number,
         samples=of_condition(report.samples),
         shorten=shorten,
         slug=slug,
