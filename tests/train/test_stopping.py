@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetrial.train.stopping import Measured, best, reason_to_stop
+from finetrial.train.stopping import Measured, best, kept, reason_to_stop
 from finetrial.train.stopping_config import StoppingConfig
 
 
@@ -52,6 +52,17 @@ def test_the_best_is_the_earlier_of_equals() -> None:
     assert best(history(0.3, None, 0.1, 0.1), "lower") == Measured(30, 0.1)
     assert best(history(None, None), "lower") is None
     assert best([], "lower") is None
+
+
+def test_within_the_floor_the_latest_is_kept() -> None:
+    rule = StoppingConfig(suite="x", floor=0.1, select="within_floor")
+    assert kept(rule, "higher", 0.5, history(0.6, 0.45, 0.3)) == Measured(20, 0.45)
+    assert kept(rule, "higher", 0.5, history(0.6, 0.45, None)) == Measured(20, 0.45)
+    assert kept(rule, "lower", 0.5, history(0.55, 0.65)) == Measured(10, 0.55)
+    assert kept(rule, "higher", 0.5, history(0.3)) is None
+    last = StoppingConfig(suite="x", floor=0.1, select="last")
+    assert kept(last, "higher", 0.5, history(0.6)) is None
+    assert kept(StoppingConfig(suite="x"), "higher", 0.5, history(0.6, 0.45)) == Measured(10, 0.6)
 
 
 values = st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=20)

@@ -173,7 +173,7 @@ def test_the_best_adapter_is_kept_and_the_last_one_beside_it(tmp_path: Path) -> 
     run = guarded(run_data(tmp_path, learning_rate=5e-2, schedule="constant"))
     (result,) = train_cohort(tiny_model(), [run], 8, tmp_path / "checkpoint")
     values = {one["step"]: one["value"] for one in result.ledger.watched}
-    assert result.ledger.best_step == min(values, key=lambda step: values[step]) < 8
+    assert result.ledger.kept_step == min(values, key=lambda step: values[step]) < 8
     unguarded = run_data(tmp_path / "plain", learning_rate=5e-2, schedule="constant")
     (plain,) = train_cohort(tiny_model(), [unguarded], 8, tmp_path / "plain" / "checkpoint")
     assert result.last is not None
@@ -227,6 +227,23 @@ def fingerprint(runs: list[RunData], results: list[TrainResult]) -> list:
     return [rows, [result.ledger for result in results], adapters, last]
 
 
+def test_the_latest_adapter_within_the_floor_is_kept(tmp_path: Path) -> None:
+    """The run is stopped at the first measurement below the floor, and keeps what it was one measurement before."""
+    rates = {"learning_rate": 5e-2, "schedule": "constant"}
+    free_run = guarded(run_data(tmp_path, **rates), floor=100.0)
+    (free,) = train_cohort(tiny_model(), [free_run], 8, tmp_path / "checkpoint")
+    losses = [one["value"] - free.ledger.baseline for one in free.ledger.watched]
+    worst = [max(0.0, *losses[:k], losses[0]) for k in range(len(losses))]
+    broken = next(k for k in range(1, len(losses)) if losses[k] > worst[k])
+    floor = (worst[broken] + losses[broken]) / 2
+    run = guarded(run_data(tmp_path / "held", **rates), floor=floor, select="within_floor")
+    (result,) = train_cohort(tiny_model(), [run], 8, tmp_path / "held" / "checkpoint")
+    assert (result.ledger.kept_step, result.ledger.stopped_at) == (2 * broken, 2 * broken + 2)
+    scores = perplexity(tiny_model(), [result.adapter], ITEMS)
+    before = free.ledger.watched[broken - 1]["value"]
+    assert mean_item_nll(scores.nll_GK[1], scores.tokens_K) == pytest.approx(before, abs=1e-6)
+
+
 @pytest.mark.parametrize("cut_after", [3, 4, 7])
 def test_resumed_equals_uninterrupted_with_guards_and_mixtures(tmp_path: Path, cut_after: int) -> None:
     """Cut between measurements, right after one, and after the stop; the best adapter comes from the checkpoint."""
@@ -239,8 +256,8 @@ def test_resumed_equals_uninterrupted_with_guards_and_mixtures(tmp_path: Path, c
         ]
 
     whole = train_cohort(tiny_model(), runs("whole"), 8, tmp_path / "whole" / "checkpoint")
-    assert whole[0].ledger.best_step is not None
-    assert whole[0].ledger.best_step < 8
+    assert whole[0].ledger.kept_step is not None
+    assert whole[0].ledger.kept_step < 8
     assert whole[1].ledger.stopped_at is not None
 
     class Stop:
@@ -258,7 +275,7 @@ def test_resumed_equals_uninterrupted_with_guards_and_mixtures(tmp_path: Path, c
 def test_a_guard_that_never_ran_leaves_no_measurement(tmp_path: Path) -> None:
     (result,) = train_cohort(tiny_model(), [guarded(run_data(tmp_path), every=9)], 4, tmp_path / "checkpoint")
     assert result.ledger.watched == []
-    assert result.ledger.best_step is None
+    assert result.ledger.kept_step is None
     assert result.last is None
 
 

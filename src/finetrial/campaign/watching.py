@@ -16,6 +16,7 @@ from finetrial.evaluate.choice import ChoiceItem
 from finetrial.identity import digest
 from finetrial.model.render import Rendered, render_batch
 from finetrial.train.runs import Questions, TrainResult, Watch
+from finetrial.train.stopping import best
 from finetrial.train.stopping_config import StoppingConfig
 
 
@@ -94,8 +95,7 @@ def guard_facts(watch: Watch, result: TrainResult, adapter: str, last: str | Non
         last: that of the last one, where it is another.
     """
     ledger = result.ledger
-    measured = {one.step: one for one in ledger.history}
-    best = None if ledger.best_step is None else measured[ledger.best_step]
+    top = best(ledger.history, watch.better)
     final = ledger.history[-1] if ledger.history else None
     ran = any(one.value is not None for one in ledger.history)
     end = ledger.steps if ledger.stopped_at is None else ledger.stopped_at
@@ -106,11 +106,11 @@ def guard_facts(watch: Watch, result: TrainResult, adapter: str, last: str | Non
         "ran": ran,
         "baseline": ledger.baseline,
         "watched": ledger.watched,
-        "best": None if best is None else {"step": best.step, "value": best.value},
+        "best": None if top is None else {"step": top.step, "value": top.value},
         "last": None if final is None else {"step": final.step, "value": final.value},
         "stopped_at": ledger.stopped_at,
         "reason": ledger.stop_reason,
-        "selected_step": end if last is None else ledger.best_step,
+        "selected_step": end if last is None else ledger.kept_step,
         "selected": adapter,
         "last_adapter": last or adapter,
     }

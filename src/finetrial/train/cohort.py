@@ -95,7 +95,7 @@ def train_cohort(
             ledgers, seconds = [Ledger(**facts) for facts in state.facts["ledgers"]], state.facts["seconds"]
             engine.pace = Observations.restore(state.facts["pace"])
         gradients = Gradients(grad_NP, ledgers)
-        guards = Guards(engine, runs, ledgers, budget, state.tensors.get("best") if state else None)
+        guards = Guards(engine, runs, ledgers, budget, state.tensors.get("kept") if state else None)
         written = state.facts["written"] if state else [{} for _ in runs]
         journals = [
             exits.enter_context(journal(run.folder, _files(run), sizes))

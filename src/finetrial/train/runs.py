@@ -171,8 +171,8 @@ class Ledger:
     """The base's value of what is watched."""
     watched: list[dict[str, Any]] = field(default_factory=list)
     """Measurements of the guard (`stopping.Measured`)."""
-    best_step: int | None = None
-    """Step of the best of them."""
+    kept_step: int | None = None
+    """Step of the one whose adapter is kept; None where that is the last adapter."""
     stopped_at: int | None = None
     """Step (1, 2, ...) after which the guard ended the run; it is in no pass after that."""
     stop_reason: str | None = None

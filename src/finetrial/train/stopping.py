@@ -30,6 +30,18 @@ def best(history: Sequence[Measured], better: Direction) -> Measured | None:
     return found
 
 
+def kept(config: StoppingConfig, better: Direction, baseline: float, history: Sequence[Measured]) -> Measured | None:
+    """The measurement whose adapter is kept so far; None where that is the last adapter, measured or not."""
+    if config.select == "best":
+        return best(history, better)
+    if config.select == "last":
+        return None
+    return next(
+        (one for one in reversed(history) if one.value is not None and _holds(config, better, baseline, one.value)),
+        None,
+    )
+
+
 def reason_to_stop(
     config: StoppingConfig, metric: str, better: Direction, baseline: float, history: Sequence[Measured]
 ) -> str | None:
@@ -49,8 +61,7 @@ def reason_to_stop(
     values = [one.value for one in history if one.value is not None]
     if not values or history[-1].value is None:
         return None
-    loss = -_gain(values[-1], baseline, better)
-    if config.floor is not None and loss > config.floor:
+    if not _holds(config, better, baseline, values[-1]):
         return f"{metric} {values[-1]:.6g} is worse than the base's {baseline:.6g} by more than {config.floor:g}"
     reference, waited = baseline, 0
     for value in values:
@@ -61,6 +72,11 @@ def reason_to_stop(
         often = "1 measurement" if waited == 1 else f"{waited} measurements"
         return f"{metric} did not improve on {reference:.6g}{more} in {often}"
     return None
+
+
+def _holds(config: StoppingConfig, better: Direction, baseline: float, value: float) -> bool:
+    """Whether a value is no further below the base's than the floor allows."""
+    return config.floor is None or -_gain(value, baseline, better) <= config.floor
 
 
 def _gain(value: float, reference: float | None, better: Direction) -> float:

@@ -34,8 +34,10 @@ class StoppingConfig(Config):
     floor: float | None = Field(
         default=None, ge=0, description="stop as soon as the metric is worse than the base's by more than this"
     )
-    select: Literal["best", "last"] = Field(
-        default="best", description="which adapter is kept and evaluated: the best that was measured, or the last"
+    select: Literal["best", "last", "within_floor"] = Field(
+        default="best",
+        description="which adapter is kept and evaluated: the best that was measured, the last, or the latest measured "
+        "one within the floor, which is what a guard of old skills wants (the last where none was)",
     )
     items: int | None = Field(
         default=None, ge=1, description="measure on so many items of the suite, the same for all runs; unset for all"
@@ -45,6 +47,8 @@ class StoppingConfig(Config):
     def _does_something(self) -> "StoppingConfig":
         if self.patience is None and self.floor is None and self.select == "last":
             raise ValueError("it would do nothing: give patience or floor to stop by, or select = 'best'")
+        if self.select == "within_floor" and self.floor is None:
+            raise ValueError("select = 'within_floor' needs a floor")
         if self.threshold and self.patience is None:
             raise ValueError("threshold says what patience takes for an improvement; give patience, too")
         return self

@@ -26,7 +26,7 @@ from finetrial.model.loss import Stream, collate, stream, supervised_hidden
 from finetrial.train.batches import layout
 from finetrial.train.rollouts import Engine
 from finetrial.train.runs import Ledger, Questions, RunData, Watch
-from finetrial.train.stopping import Measured, best, reason_to_stop
+from finetrial.train.stopping import Measured, kept, reason_to_stop
 
 Sums = Mapping[str, np.ndarray]
 """`nll`, and for a divergence also `kl_to_base` and `kl_from_base`: nats of each stream, summed over its tokens."""
@@ -62,7 +62,7 @@ Asked = tuple[int | None, Watch]
 
 
 class Guards:
-    """The guards of a cohort's runs; what they know is in the runs' ledgers, and here the adapters that were best."""
+    """The guards of a cohort's runs; what they know is in the runs' ledgers, and here the adapters that they keep."""
 
     def __init__(
         self, engine: Engine, runs: Sequence[RunData], ledgers: Sequence[Ledger], budget: int, kept_NP: Tensor | None
@@ -83,9 +83,9 @@ class Guards:
         self.watches = {n: run.watch for n, run in enumerate(runs) if run.watch is not None}
         self.streams = {watch.key: _streams(watch) for watch in self.watches.values()}
         flat_NP = engine.stack.flat_NP
-        self.best_NP = torch.zeros_like(flat_NP) if self.watches else flat_NP.new_empty(0)
+        self.kept_NP = torch.zeros_like(flat_NP) if self.watches else flat_NP.new_empty(0)
         if kept_NP is not None:
-            self.best_NP.copy_(kept_NP)
+            self.kept_NP.copy_(kept_NP)
         fresh = [n for n in self.watches if ledgers[n].baseline is None]
         distinct = {self.watches[n].key: self.watches[n] for n in fresh}
         asked: list[Asked] = [(None, watch) for watch in distinct.values()]
@@ -100,7 +100,7 @@ class Guards:
                 )
 
     def look(self, step: int, steps: int) -> dict[int, dict[str, Any]]:
-        """Measure the runs that are due after step `step` (1, 2, ...) of `steps`, keep the best, stop who must stop.
+        """Measure the runs that are due after step `step` (1, 2, ...) of `steps`, keep what is to be kept, stop runs.
 
         Returns:
             What there is to tell of each measured run, by its place.
@@ -110,12 +110,11 @@ class Guards:
         for (n, watch), found in zip(due.items(), self._measured(step, list(due.items())), strict=True):
             ledger = self.ledgers[n]
             ledger.watched.append(asdict(found))
-            top = best(ledger.history, watch.better)
-            if top == found:
-                ledger.best_step = step
-                self.best_NP[n] = self.engine.stack.flat_NP[n]
             told[n] = {f"watched_{watch.metric}": found.value}
             assert ledger.baseline is not None
+            if kept(watch.config, watch.better, ledger.baseline, ledger.history) == found:
+                ledger.kept_step = step
+                self.kept_NP[n] = self.engine.stack.flat_NP[n]
             reason = reason_to_stop(watch.config, watch.metric, watch.better, ledger.baseline, ledger.history)
             if reason is not None and step < steps:
                 ledger.stopped_at, ledger.stop_reason = step, reason
@@ -124,20 +123,20 @@ class Guards:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides the ledgers."""
-        return {"best": self.best_NP} if self.watches else {}
+        return {"kept": self.kept_NP} if self.watches else {}
 
     def chosen(self, n: int) -> tuple[Adapter, Adapter | None]:
         """The adapter that is kept of run `n`, and the last one where that is another."""
         stack, ledger = self.engine.stack, self.ledgers[n]
-        last, watch = stack.adapter(n), self.watches.get(n)
-        whole = ledger.quarantined_at is None and watch is not None and watch.config.select == "best"
-        if not whole or ledger.best_step is None or torch.equal(self.best_NP[n], stack.flat_NP[n]):
+        last = stack.adapter(n)
+        whole = ledger.quarantined_at is None and ledger.kept_step is not None
+        if not whole or torch.equal(self.kept_NP[n], stack.flat_NP[n]):
             return last, None
         now_P = stack.flat_NP[n].clone()
-        stack.flat_NP[n] = self.best_NP[n]
-        kept = stack.adapter(n)
+        stack.flat_NP[n] = self.kept_NP[n]
+        chosen = stack.adapter(n)
         stack.flat_NP[n] = now_P
-        return kept, last
+        return chosen, last
 
     def _measured(self, step: int, asked: Sequence[Asked]) -> list[Measured]:
         """A measurement per adapter that is asked: texts and options in one sweep, tasks in one per set of them."""
