@@ -127,6 +127,7 @@ def integrity(
     """Checks over finished runs; a failed one makes every verdict INVALID.
 
     Practising runs may well give the same adapter: rules of credit coincide where a gate never opens or nobody plans.
+    So may runs that differ only in what watches them, and those that a guard stopped before their recipes parted.
     """
     short = [
         f"{name}: {key} planned {due(record, key)}, realised {record['realised'][key]}"
@@ -137,12 +138,14 @@ def integrity(
     ]
     guards = {name: r["stopping"] for name, r in records.items() if r["status"] == "done" and "stopping" in r}
     unguarded = [f"{name}: never measured on {guard['suite']}" for name, guard in guards.items() if not guard["ran"]]
-    adapters: dict[str, list[str]] = {}
-    for name, record in records.items():
-        if record["status"] == "done":
-            adapters.setdefault(record["adapter"], []).append(name)
-    keys = {run.name: run.key for run in decided.runs if isinstance(run.selection, Selection)}
-    twins = [" = ".join(names) for names in adapters.values() if len({keys[n] for n in names if n in keys}) > 1]
+    adapters: dict[str, dict[str, str]] = {}
+    for run in decided.runs:
+        record = records[run.name]
+        guard = record.get("stopping", {})
+        if isinstance(run.selection, Selection) and record["status"] == "done" and guard.get("stopped_at") is None:
+            at_the_end = guard.get("last_adapter", record["adapter"])
+            adapters.setdefault(at_the_end, {})[run.name] = _taught(run)
+    twins = [" = ".join(taught) for taught in adapters.values() if len({*taught.values()}) > 1]
     idle = [name for name, record in records.items() if record["status"] == "done" and not record["moved"]]
     expected = {
         (run.condition, run.seed, suite.name)
@@ -162,6 +165,15 @@ def integrity(
         _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
         *_gradient_shares(records),
     ]
+
+
+def _taught(run: Run) -> str:
+    """Identity of what moves a run's adapter: rows, seed and recipe, but for a guard and for sets that are only drawn
+    to be measured."""
+    science = {key: value for key, value in run.science.items() if key != "stopping"}
+    if science.get("set_diversity", {}).get("weight") == 0:
+        del science["set_diversity"]
+    return digest([science, run.selection.key, run.seed])
 
 
 def _gradient_shares(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
