@@ -56,7 +56,8 @@ def _pareto(report: Report, k: int, traded: Traded) -> Chart:
     level = 100 * (report.forgetting.level if report.forgetting else 0.95)
     caption = (
         f"Changes against {declared.baseline} (at 0, 0), turned so that right and up are better. Small dots: seeds; "
-        f"large marks: their means, with {level:g} % intervals over seeds and items, each for itself and uncorrected. "
+        f"large marks: their means, with {level:g} % intervals over seeds and items, each for itself and uncorrected "
+        "(one that reaches the edge goes on). "
         "The grey steps join the conditions that no mean beats on both aims; inside noise that order may be luck, so "
         "the table says what is beaten beyond it."
     )
@@ -315,7 +316,7 @@ def _checkpoints(report: Report, k: int, declared: Tradeoff, points: Sequence[He
         panels.append(panel(rows, look, steps, look.domain(rows), title, _size(len(shown)), dots=True))
     told = "; ".join(f"{p.condition}, {p.metric} on {p.suite} at step {p.step}: {number(p.mean, 3)}" for p in trained)
     return finish(
-        in_rows(panels, 2 if len(shown) < 3 else 3),
+        in_rows(panels, 2 if len(shown) in (2, 4) else 3),
         f"checkpoints-{k}",
         f"{declared.name}, over training",
         f"The same items at every checkpoint; all lines start from the frozen base. Each dot is the mean of the seeds. "
@@ -326,4 +327,4 @@ def _checkpoints(report: Report, k: int, declared: Tradeoff, points: Sequence[He
 
 
 def _size(panels: int) -> tuple[int, int]:
-    return (CURVE_WIDTH - 90, 260) if panels == 1 else (360, 220) if panels == 2 else (235, 180)
+    return (CURVE_WIDTH - 90, 260) if panels == 1 else (360, 220) if panels in (2, 4) else (235, 180)
