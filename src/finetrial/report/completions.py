@@ -68,7 +68,7 @@ def shorten(text: str) -> str:
 
 def _telling(path: Path) -> list[dict[str, Any]]:
     """Of the first and of the last step, the first right and the first wrong row; one without a grade where none is."""
-    first, last = first_step(path), last_step(path)
+    first, last = _first_step(path), last_step(path)
     steps = [first] if not last or (first and first[0]["step"] == last[0]["step"]) else [first, last]
     picked = []
     for rows in steps:
@@ -79,8 +79,7 @@ def _telling(path: Path) -> list[dict[str, Any]]:
     return picked
 
 
-def first_step(path: Path) -> list[dict[str, Any]]:
-    """Rows of the first step."""
+def _first_step(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as stream:
         rows = (_row(path, line) for line in stream if line.endswith(b"\n"))
         first = next(rows, None)

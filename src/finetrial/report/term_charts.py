@@ -230,7 +230,7 @@ def curricula(report: Report) -> Chart | None:
         in_rows(panels, per_row),
         "curricula",
         "Mixtures that change while training",
-        "Solid: what was given, mean of the seeds; dashed: what was asked for. “selected” are the rows of the "
+        "Solid: what was given, all seeds together; dashed: what was asked for. “selected” are the rows of the "
         f"selection. Each point takes {1 / BINS:.0%} of the steps together, since a batch holds whole rows.",
         f"Shares of a mixture’s parts over steps. {'; '.join(told)}.",
     )
