@@ -33,6 +33,10 @@ SHOWN = 12
 """Items of each list in `report.json` and at once on the page."""
 
 
+GRADES = ("correct", "score", "reward", "exact_match", "acc", "nll")
+"""What most suites are about, where neither their kind nor the campaign says."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What an item asks."""
@@ -186,9 +190,9 @@ def arm(table: OutcomeTable, condition: str, suite: str, metric: str) -> Dense |
 
 
 def main_metric(table: OutcomeTable, suite: str, facts: Mapping[str, Any], primary: str) -> str | None:
-    """What a suite is about: the first metric of its kind, else the campaign's primary one, else the first known."""
+    """What a suite is about: the first metric of its kind, else the campaign's primary one, else what grades it."""
     named = [metric for metric in table.metrics if any(table.has(c, suite, metric) for c in table.conditions)]
-    wanted = [*METRICS.get(facts.get("kind", ""), ())[:1], primary, *(metric for metric in named if known(metric))]
+    wanted = [*METRICS.get(facts.get("kind", ""), ())[:1], primary, *GRADES, *named]
     return next((metric for metric in wanted if metric in named and known(metric)), None)
 
 

@@ -21,12 +21,14 @@ KINDS = {
     "perplexity": "Likelihood of given texts",
     "choice": "Multiple choice by log-probability",
     "tasks": "Graded completions",
+    "conversation": "Conversations of several turns",
+    "lm_eval": "Tasks of lm-evaluation-harness",
 }
 """Kind of suite -> how its tables are headed; suites of other or unknown kinds come last."""
 
 BLOCKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("perplexity", "log_perplexity", "nll", "bits_per_byte", "kl_to_base", "kl_from_base")),
-    ("", ("correct", "correct_relaxed", "pass@", "completion_tokens")),
+    ("", ("correct", "correct_relaxed", "score", "reward", "exact_match", "pass@", "completion_tokens")),
     ("", ("acc", "acc_norm", "acc_letter", "gold_logp", "gold_logp_letter")),
     ("Diversity of a prompt’s samples", ("distinct_", "ead_", "self_bleu_", "type_token_ratio")),
     ("", ("semantic_diversity", "vendi", "duplicate_share", "degenerate")),
