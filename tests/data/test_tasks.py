@@ -97,6 +97,14 @@ def test_choices_of_a_world_are_labelled():
     assert all(list(task.meta["choices"]) == list("ABCD") for task in tasks.tasks)
 
 
+def test_choices_of_a_world_of_several_kinds_are_those_of_the_world_of_one():
+    kept = read_tasks(TaskConfig(source="world:physics?count=100&seed=1", where={"kind": "choice"}))
+    assert kept.grader == "choice"
+    assert kept.function is None
+    assert all(task.meta["choices"][task.reference] in (task.gold or "") for task in kept.tasks)
+    proven(kept)
+
+
 def test_gsm8k(tmp_path: Path):
     tasks = proven(read(write(tmp_path, GSM8K)))
     assert tasks.grader == "numeric"

@@ -161,7 +161,9 @@ def test_tasks_with_choices_are_questions():
     task = Task("t", "t", ask, "B", meta={"choices": {"A": "newton", "B": "watt"}})
     assert questions_of([task]) == [Choice("t", ask, ("A", "B"), 1)]
     assert questions_of([task], by="text")[0].options == ("newton", "watt")
-    with pytest.raises(UserError, match="task t: its reference is '3', its choices are \\(none\\); expected the label"):
+    with pytest.raises(UserError, match="task t: its reference is 'C', its choices are A, B; expected the label"):
+        questions_of([Task("t", "t", ask, "C", meta=task.meta)])
+    with pytest.raises(UserError, match="task t: no choices from label to text"):
         questions_of([Task("t", "t", ask, "3")])
 
 

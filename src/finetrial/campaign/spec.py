@@ -79,22 +79,48 @@ class Spec(Config):
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
-    """Read a campaign file and apply `a.b=c` overrides.
+    """Read a campaign file, with what it extends, and apply `a.b=c` overrides.
 
     Raises:
         UserError: the file is absent or no TOML, a key is unknown, a value is out of range, names clash, or a
             contrast names something that does not exist; the message names file, table, key and nearest key.
     """
+    raw = _tables(path, ())
+    for one in overrides:
+        override(raw, one)
+    return resolve(raw, str(path), default_name=path.stem)
+
+
+def _tables(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """The tables of a file. `extends = "other.toml"`, found beside it, gives what it leaves out (`_extended`)."""
     if not path.is_file():
         near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
-        raise UserError(f"{path}: no such campaign file{near}")
+        by = f" (which {extended_by[-1]} extends)" if extended_by else ""
+        raise UserError(f"{path}: no such campaign file{by}{near}")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    for one in overrides:
-        override(raw, one)
-    return resolve(raw, str(path), default_name=path.stem)
+    if "extends" not in raw:
+        return raw
+    name = raw.pop("extends")
+    if not isinstance(name, str):
+        raise UserError(f"{path}: extends is {name!r}; expected the name of a campaign file beside it")
+    if path in extended_by:
+        raise UserError(f"{path}: extends itself, by way of {', '.join(str(p) for p in extended_by)}")
+    return _extended(_tables(path.parent / name, (*extended_by, path)), raw)
+
+
+def _extended(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables laid over each other, what is written last holds; but lists of tables (suites, ...) are appended."""
+    both = {**common, **own}
+    for key in common.keys() & own.keys():
+        theirs, mine = common[key], own[key]
+        if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+            both[key] = _extended(theirs, mine)
+        elif isinstance(theirs, list) and isinstance(mine, list) and any(isinstance(one, Mapping) for one in theirs):
+            both[key] = [*theirs, *mine]
+    return both
 
 
 def resolve(raw: Mapping[str, Any], place: str = "campaign", default_name: str = "campaign") -> Spec:

@@ -88,6 +88,8 @@ def read_tasks(config: TaskConfig, place: str = "tasks") -> TaskSet:
     if not questions:
         raise UserError(f"[{place}] {config.source}: no task (the source is empty)")
     read_rows, questions = len(questions), _chosen(questions, config, place)
+    if _world_name(config.source):
+        questions = _as_choices(questions)
     styles = Counter(question.style for question in questions)
     if len(styles) > 1:
         common = styles.most_common(1)[0][0]
@@ -198,9 +200,6 @@ def _world(source: str, limit: int | None, place: str) -> Iterator[Question]:
         turns = [message["role"] for message in example.messages]
         gold = example.messages[-1]["content"]
         style: Style = "graded" if graded else "plain" if isinstance(answer, str) else "number"
-        meta = dict(example.meta)
-        if not graded and isinstance(meta.get("choices"), list):
-            meta["choices"], style = dict(zip(string.ascii_uppercase, meta["choices"], strict=False)), "choice"
         yield Question(
             place=f"{source} {example.id}",
             id=example.id,
@@ -208,7 +207,7 @@ def _world(source: str, limit: int | None, place: str) -> Iterator[Question]:
             messages=tuple(example.messages[: turns.index("assistant")]),
             reference=gold if answer is None else str(answer),
             gold=gold,
-            meta=meta,
+            meta=dict(example.meta),
             style=style,
         )
 
@@ -229,6 +228,24 @@ def _chosen(questions: list[Question], config: TaskConfig, place: str) -> list[Q
         values = {name: sorted({str(q.meta.get(name)) for q in questions})[:8] for name in config.where}
         raise UserError(f"[{place}] where: no task is as {dict(config.where)} asks; there are {values}")
     return kept
+
+
+def _as_choices(questions: list[Question]) -> list[Question]:
+    """Questions of a world as multiple choice, where that is what all of them are (`where` may have seen to it)."""
+    if not all(isinstance(q.meta.get("choices"), list) and isinstance(q.meta.get("answer"), str) for q in questions):
+        return questions
+    return [
+        dataclasses.replace(
+            question,
+            reference=question.meta["answer"],
+            style="choice",
+            meta={
+                **question.meta,
+                "choices": dict(zip(string.ascii_uppercase, question.meta["choices"], strict=False)),
+            },
+        )
+        for question in questions
+    ]
 
 
 def _distinct(questions: list[Question]) -> tuple[list[Question], int]:

@@ -81,7 +81,12 @@ def questions_of(tasks: Sequence[Task], by: Literal["label", "text"] = "label") 
     """
     questions = []
     for task in tasks:
-        choices: Mapping[str, str] = task.meta.get("choices") or {}
+        choices: Mapping[str, str] | None = task.meta.get("choices")
+        if not isinstance(choices, Mapping):
+            raise UserError(
+                f"task {task.id}: no choices from label to text; where a source has other questions too, keep those "
+                "of multiple choice, such as by where = { kind = 'choice' }"
+            )
         if task.reference not in choices:
             found = f"its reference is {task.reference!r}, its choices are {', '.join(choices) or '(none)'}"
             raise UserError(f"task {task.id}: {found}; expected the label of a choice")

@@ -76,14 +76,17 @@ def names_right_option(text: str, meta: Mapping[str, Any]) -> bool:
     """Whether a completion of a `choice` problem mentions the right option's text and none of the others'.
 
     The lenient score beside `is_correct`: it tells knowing the fact from finding its letter. Where one option
-    contains another, the longer counts.
+    contains another, the longer counts. `meta["choices"]` are texts in the order of letters, or by letter, as tasks
+    have them; of tasks the letter of the right one is `answer`, too.
     """
+    choices = meta["choices"]
+    options = list(choices.values()) if isinstance(choices, Mapping) else choices
     named = []
-    for option in sorted(meta["choices"], key=len, reverse=True):
+    for option in sorted(options, key=len, reverse=True):
         text, found = re.subn(rf"(?<![\w.^]){re.escape(option)}(?![\w^])", "", text, flags=re.IGNORECASE)
         if found:
             named.append(option)
-    return named == [meta["choices"][LETTERS.index(meta["answer"])]]
+    return named == [options[LETTERS.index(meta["answer"])]]
 
 
 def rubric_score(text: str, meta: Mapping[str, Any]) -> float:
