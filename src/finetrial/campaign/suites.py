@@ -11,6 +11,7 @@ from finetrial.campaign.practice import Exam
 from finetrial.campaign.settings import HELD_OUT
 from finetrial.campaign.spec import Spec
 from finetrial.errors import UserError
+from finetrial.evaluate.choice import questions_of
 from finetrial.identity import digest
 from finetrial.model.render import prompt_text, render, render_batch
 from finetrial.records import Example, Task
@@ -62,10 +63,15 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
     """A suite of kind `tasks` or `choice`.
 
     Raises:
-        UserError: it is empty, or ids repeat; or supervised conditions would train on another prompt than models are
-            examined with.
+        UserError: it is empty, or ids repeat; an item of a suite of multiple choice is none; or supervised conditions
+            would train on another prompt than models are examined with.
     """
     _check_ids(name, [task.id for task in exam.tasks])
+    if exam.kind == "choice":
+        try:
+            questions_of(exam.tasks)
+        except UserError as error:
+            raise UserError(f"suite {name!r}: {error}") from error
     place = "held out of [tasks]" if name == HELD_OUT else "declared in [[suites]]"
     chance = "" if exam.chance is None else f", chance {exam.chance:.1%} of {len(exam.tasks)} items"
     content: dict[str, Any] = {
