@@ -117,7 +117,7 @@ def test_anchor_in_training_stands_beside_held_out_divergence(termed: Report) ->
     cell = termed.cells[0]
     near = replace(termed, cells=(*termed.cells, replace(cell, condition="anchored", metric="kl_to_base")))
     heads, rows = term_tables.anchored(near)
-    assert f"{cell.suite}: to base" in heads
+    assert f"{cell.suite}: KL(base ‖ adapter)" in heads
     assert next(row for row in rows if row[0] == "plain")[-1] == "not recorded"
 
 

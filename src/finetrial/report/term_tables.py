@@ -7,8 +7,8 @@ from finetrial.report.tables import Table
 from finetrial.report.terms import TERMS, GuardFacts, anchors, guards, mixtures, pulls, sets
 from finetrial.report.theme import count, number
 
-KINDS = {"ref_student": "from base", "student_ref": "to base", "js": "Jensen–Shannon"}
-HELD_OUT = {"kl_to_base": "to base", "kl_from_base": "from base"}
+KINDS = {"ref_student": "KL(base ‖ adapter)", "student_ref": "KL(adapter ‖ base)", "js": "Jensen–Shannon"}
+HELD_OUT = {"kl_to_base": "KL(base ‖ adapter)", "kl_from_base": "KL(adapter ‖ base)"}
 
 
 def gradients(report: Report) -> Table:
