@@ -14,8 +14,9 @@ from finetrial.model.loss import stream
 from finetrial.train import gradient_share, sft
 from finetrial.train.batches import step_rows
 from finetrial.train.cohort import train_cohort
-from finetrial.train.gradient_share import TermState, is_probed, term_facts, weight_for_share
+from finetrial.train.gradient_share import Gradients, TermState, is_probed, term_facts, weight_for_share
 from finetrial.train.lesson import Lesson, Row
+from finetrial.train.runs import Ledger
 from finetrial.train.term_config import AnchorConfig
 from tiny import random_rows, run_data, tiny_model
 
@@ -268,3 +269,12 @@ def test_rows_of_a_term_change_no_neighbour_without_it(tmp_path, monkeypatch):
     results = train_cohort(tiny_model(), runs, 5, tmp_path / "c2")
     torch.testing.assert_close(weights_of(results[1]), weights_of(want), rtol=1e-3, atol=1e-4)
     assert not any(name.startswith("grad_share") for row in metrics_of(runs[1]) for name in row)
+
+
+def test_a_run_in_quarantine_is_measured_no_more():
+    alive, gone = Ledger(), Ledger(quarantined_at=2)
+    gradients = Gradients(torch.zeros(2, 3), [alive, gone])
+    gradients.begin([set(), {"anchor"}])
+    assert not gradients.probing
+    gradients.begin([{"anchor"}, {"anchor"}])
+    assert gradients.due == [{"anchor"}, set()]

@@ -471,3 +471,12 @@ def test_a_practising_run_with_an_anchor_goes_on_bit_for_bit(tmp_path):
         for path, pair in whole.adapter.weights.items()
         for a, b in zip(pair, resumed.adapter.weights[path], strict=True)
     )
+
+
+def test_before_its_start_an_anchor_makes_no_update(tmp_path):
+    """All rewards are equal, so there is nothing to learn but what an anchor that acts would teach."""
+    run = practising(tmp_path, rule=lambda text: 1.0)
+    late = replace(run, anchor=AnchorConfig(coef=1.0, start_step=1))
+    (result,) = train_cohort(model(), [late], 2, tmp_path / "c1")
+    assert [row["updates"] for row in lines(late.metrics)] == [0, 1]
+    assert result.ledger.updates == 1

@@ -406,3 +406,18 @@ def test_the_loss_on_held_out_rows_never_contains_the_term(tmp_path):
 def test_what_makes_no_sense_is_refused(table: dict, told: str):
     with pytest.raises(ValueError, match=told):
         SetDiversityConfig.model_validate(table)
+
+
+def test_a_step_of_sets_alone_has_no_loss(tmp_path):
+    """Its row has no supervised token: sets still teach, and what is missing is not 0."""
+    taught, *_ = (row for row in random_rows(9, seed=3) if row.mask_T[1:].any())
+    empty = replace(taught, mask_T=np.zeros_like(taught.mask_T), supervised_bytes=0)
+    run = replace(varied(tmp_path, training={"batch_size": 1}), rows=[empty, taught])
+    (result,) = train_cohort(model(), [run], 4, tmp_path / "checkpoint")
+    rows = lines(run.metrics)
+    assert sorted(row["supervised_tokens"] == 0 for row in rows) == [False, False, True, True]
+    for row in rows:
+        assert (row["loss"] is None) == (row["quality_loss"] is None) == (row["supervised_tokens"] == 0)
+        assert ("combined_loss" in row) == (row["supervised_tokens"] > 0)
+        assert row["grad_norm"] > 0
+    assert result.ledger.updates == 4

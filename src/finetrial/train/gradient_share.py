@@ -89,10 +89,11 @@ class Gradients:
         self.found: list[dict[str, TermState]] = []
 
     def begin(self, acting: Sequence[set[str]]) -> None:
-        """Begin an update in which these auxiliary terms of each run act."""
+        """Begin an update in which these auxiliary terms of each run act; what is in quarantine is measured no more."""
         self.acting = list(acting)
         self.due = [
-            {term for term in terms if is_probed(self.state(n, term).acted)} for n, terms in enumerate(self.acting)
+            {t for t in terms if self.ledgers[n].quarantined_at is None and is_probed(self.state(n, t).acted)}
+            for n, terms in enumerate(self.acting)
         ]
         self.grad_NP.zero_()
         for buffers in (self.rows_NP, self.riding_NP):

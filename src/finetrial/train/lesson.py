@@ -155,7 +155,8 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """The update's loss: nats per supervised token, or the policy's; no auxiliary term is in it."""
+        """The update's loss: nats per supervised token, or the policy's; no auxiliary term is in it, and 0 where there
+        is nothing else."""
         return self.policy + self.nll / self.tokens if self.tokens else 0.0
 
 
@@ -175,8 +176,9 @@ class Report:
 
     @property
     def loss(self) -> float | None:
-        """Mean over the updates; None where there was none."""
-        return sum(tally.loss for tally in self.tallies) / len(self.tallies) if self.tallies else None
+        """Mean over the updates with rows of the main term; None where there was none."""
+        losses = [tally.loss for tally in self.tallies if tally.tokens]
+        return sum(losses) / len(losses) if losses else None
 
     @property
     def norm(self) -> float | None:

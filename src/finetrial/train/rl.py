@@ -22,6 +22,7 @@ from finetrial.model.embed import embed
 from finetrial.model.loss import collate, supervised_hidden
 from finetrial.model.pieces import token_offsets
 from finetrial.train.advantages import advantages, reinforce_pp_returns, strategies
+from finetrial.train.anchor import anchor_coefficient
 from finetrial.train.batch_sizing import fields
 from finetrial.train.batches import layout
 from finetrial.train.credit import Credit, credit, uncertainty
@@ -181,7 +182,7 @@ def _lesson(
     rows = _rows(rl, rollout.learnt, known, rewards, credits)
     who = {"condition": run.condition, "seed": run.seed}
     return Lesson(
-        updates=_updates(rl, rows, run, step),
+        updates=_updates(rl, rows, run, step, steps),
         rows=sum(len(group.completions) for group in rollout.learnt),
         tokens=sum(len(group.prompt_T) + int(t.sum()) for group, t in zip(rollout.learnt, lengths, strict=True)),
         supervised_tokens=sum(int(t.sum()) for t in lengths),
@@ -277,14 +278,14 @@ def _rows(
     return rows
 
 
-def _updates(rl: RLConfig, rows: Sequence[Row], run: RunData, step: int) -> tuple[tuple[Row, ...], ...]:
+def _updates(rl: RLConfig, rows: Sequence[Row], run: RunData, step: int, steps: int) -> tuple[tuple[Row, ...], ...]:
     """Rows of each update, weighted by the aggregation over all rows that take part in it.
 
     A row that pulls at nothing (no advantage, no divergence, no entropy, no anchor) counts in the denominators, but no
     pass is made for it. The first update's old policy is its own, so its ratios are exactly 1.
     """
     always = bool(rl.loss.entropy_coef) or bool(rl.loss.kl_coef and rl.loss.kl_in == "loss")
-    always |= run.anchor is not None and bool(run.anchor.coef)
+    always |= run.anchor is not None and anchor_coefficient(run.anchor, step, steps) > 0
     updates = []
     for epoch in range(rl.epochs):
         order = np.arange(len(rows))
