@@ -131,3 +131,5 @@ def test_a_suite_within_another_is_shown_beside_it() -> None:
     (found,) = nested({"full": (a, b), "part": (part[0], part[1])}, "higher")
     assert (found.subset, found.full) == ("part", "full")
     assert (found.on_subset.n_items, found.on_full.n_items) == (5, 12)
+    others = [replace(arm, groups=np.array([f"another {name}" for name in arm.items])) for arm in part]
+    assert nested({"full": (a, b), "same ids": (others[0], others[1])}, "higher") == []

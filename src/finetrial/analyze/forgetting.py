@@ -217,12 +217,15 @@ def small_subset(found: Pair, alpha: float = 0.05, n: int = SMALL_SUBSET) -> Sub
 
 
 def nested(arms: Mapping[str, tuple[Dense, Dense]], better: Direction, level: float = 0.95) -> list[Nested]:
-    """Suites all of whose items are in a larger one, with the change on both.
+    """Suites all of whose items are in a larger one, with the change on both; an item is known by its id and group.
 
     Args:
         arms: suite -> (candidate, baseline).
     """
-    items = {suite: frozenset(map(str, baseline.items)) for suite, (_, baseline) in arms.items()}
+    items = {
+        suite: frozenset(zip(map(str, baseline.items), map(str, baseline.groups), strict=True))
+        for suite, (_, baseline) in arms.items()
+    }
     found: list[Nested] = []
     for subset, full in _inclusions(items):
         small, large = (pair(*arms[suite], better) for suite in (subset, full))
@@ -231,5 +234,5 @@ def nested(arms: Mapping[str, tuple[Dense, Dense]], better: Direction, level: fl
     return found
 
 
-def _inclusions(items: Mapping[str, frozenset[str]]) -> Sequence[tuple[str, str]]:
+def _inclusions(items: Mapping[str, frozenset[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
     return [(a, b) for a in items for b in items if items[a] < items[b]]
