@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not slow and not gpu"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup check test test-gpu demo demo-rl bench clean
+.PHONY: setup check test test-gpu demo demo-rl demo-qa bench clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,12 @@ demo: setup
 demo-rl: setup
 	$(BIN)/finetrial run examples/rl_quick.toml
 	$(BIN)/finetrial status logs/rl_quick
+
+# The judge is a stand-in on this machine: no key, no network.
+demo-qa: setup
+	$(BIN)/finetrial run examples/domain_qa.toml
+	$(BIN)/python examples/local_judge.py -- $(BIN)/finetrial run examples/domain_qa_judged.toml
+	$(BIN)/finetrial status logs/domain_qa_judged
 
 bench: .venv-bench/.installed
 	.venv-bench/bin/python bench/run.py
