@@ -112,13 +112,18 @@ def _shown(launch: Launch, task: Task, most: int = 200) -> str:
 
 
 def _condition(launch: Launch, run: Run, scratch: Path) -> list[Check]:
-    """Real steps: what is learnt from, whether a finite gradient reaches the adapter, and what each term is of it."""
+    """Real steps: what is learnt from, whether a finite gradient reaches the adapter, and what each term is of it.
+
+    Whatever puts the run into quarantine is told: its first loss, a term without a gradient, or a check of its own.
+    """
     folder = scratch / "preflight" / run.name
     data = _twin(run_data(launch, run, folder))
     steps = PROBES if auxiliary_terms(data) else 1
     (result,) = train_cohort(launch.base.model, [data], steps, folder / "checkpoint")
     rows = [json.loads(line) for line in data.metrics.read_text(encoding="utf-8").splitlines()]
     terms = _terms(run, data, result)
+    if result.reason is not None and rows[0]["loss"] is not None and all(check.passed for check in terms):
+        terms.append(Check(f"{run.condition}: its first {steps} steps go through", False, result.reason))
     if isinstance(run.selection, PracticeSet):
         if rows[0]["loss"] is None:
             return [Check(f"{run.condition}: one step of practice is finite", False, str(result.reason))]
