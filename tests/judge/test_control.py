@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judge_server import KEY, fair, part, serving
 from scipy import stats
 
 from finetrial.errors import UserError
@@ -14,6 +13,7 @@ from finetrial.grade.judge_config import JudgeConfig
 from finetrial.judge.control import Session, baseline, control, judged, limits, refuse_drift
 from finetrial.judge.grader import JudgeGrader
 from finetrial.records import Task
+from judge_server import KEY, fair, part, serving
 
 TASKS = [
     Task(f"t{i}", f"g{i}", ({"role": "user", "content": f"What is {i} plus {i}?"},), f"={2 * i}") for i in range(20)

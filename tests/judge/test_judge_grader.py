@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from judge_server import KEY, JudgeServer, completion, fair, serving
 
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
@@ -22,6 +21,7 @@ from finetrial.grade.judge_config import JudgeConfig
 from finetrial.judge.grader import PENDING, JudgeGrader, open_grader
 from finetrial.judge.judgments import Judgments, mean, one_judge
 from finetrial.records import Task
+from judge_server import KEY, JudgeServer, completion, fair, serving
 
 pytest.importorskip("openai", reason="needs the package openai (extra `judge`)")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from judge_server import KEY, fair, part, serving
 
 from finetrial.campaign.execute import RunOptions, run
 from finetrial.campaign.spec import load_spec
@@ -16,6 +15,7 @@ from finetrial.judge.grader import open_grader
 from finetrial.judge.judgments import Judgments
 from finetrial.judge.proof import prove
 from finetrial.records import Task
+from judge_server import KEY, fair, part, serving
 
 pytest.importorskip("openai", reason="needs the package openai (extra `judge`)")
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from judge_server import KEY
 
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
@@ -21,6 +20,7 @@ from finetrial.judge.selftest import self_test
 from finetrial.model.config import ModelConfig
 from finetrial.model.source import locate
 from finetrial.records import Task
+from judge_server import KEY
 
 pytest.importorskip("openai", reason="needs the package openai (extra `judge`)")
 pytest.importorskip("uvicorn", reason="needs a server (extra `serve`)")

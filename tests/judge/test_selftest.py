@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from judge_server import KEY, JudgeServer, fair, part, serving
 
 from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
@@ -11,6 +10,7 @@ from finetrial.grade.judge_config import JudgeConfig
 from finetrial.judge.grader import JudgeGrader
 from finetrial.judge.selftest import NOTHING, SelfTest, chosen, gold_answer, self_test, wrong_answer
 from finetrial.records import Task
+from judge_server import KEY, JudgeServer, fair, part, serving
 
 pytest.importorskip("openai", reason="needs the package openai (extra `judge`)")
 
