@@ -77,7 +77,6 @@ def test_a_reply_fulfils_its_request_where_its_quality_is_whole(row: replies.Exa
     assert replies.fulfils("", row.meta) == 0
 
 
-
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_dropping_a_slot_lowers_quality(row: replies.Example, data: st.DataObject) -> None:
     slot = data.draw(st.sampled_from(row.meta["required"]))
