@@ -16,7 +16,6 @@ from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.health import alive, room
 from finetrial.campaign.measures import choice, completions, likelihood
-from finetrial.campaign.measures import tasks as measured_tasks
 from finetrial.campaign.settings import EvaluationConfig
 from finetrial.campaign.spec import load_spec
 from finetrial.campaign.suites import check_rendering
@@ -313,7 +312,7 @@ def test_a_model_whose_logits_are_not_finite_is_missing_on_every_block(
     assert {row["value"] for row in lost} == {None}
     assert all(row["value"] is not None for row in rows(folder, "held_out") if row["condition"] == "base")
     reasons = {r["reason"] for r in texts(folder) if r["suite"] == "held_out" and r["condition"] != "base"}
-    assert reasons == {measured_tasks.NOT_FINITE}
+    assert reasons == {completions.NOT_FINITE}
 
 
 def test_rows_that_are_not_json_types_never_reach_the_manifest(measured: tuple[Path, Folder, list[str]]) -> None:

@@ -7,15 +7,31 @@ from finetrial.analyze.metrics import pass_at
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.settings import BASE, HELD_OUT, EvaluationConfig, File
 from finetrial.errors import UserError, nearest
+from finetrial.evaluate.reward_config import RewardModelConfig
+from finetrial.grade.config import GraderConfig
 from finetrial.train.stopping_config import WATCHED, StoppingConfig
 
 METRICS = {
     "perplexity": ("nll", "log_perplexity", "bits_per_byte", "kl_to_base", "kl_from_base"),
     "tasks": ("correct", "completion_tokens", "correct_relaxed"),
     "choice": ("acc", "acc_norm", "gold_logp", "acc_letter", "gold_logp_letter"),
+    "conversation": ("score", "completion_tokens"),
+    "lm_eval": ("acc", "acc_norm", "exact_match"),
 }
 """What suites of each kind measure, the first by default. `pass@k` is derived from `correct`; `correct_relaxed` is
-there for choices, and suites of tasks with several samples measure texts too (`EvaluationConfig.metrics`)."""
+there for choices, and suites of tasks with several samples measure texts too (`EvaluationConfig.metrics`). Graders of
+other kinds give other metrics (`graded_as`), and a task of lm-evaluation-harness gives those of its own."""
+
+
+def graded_as(kind: str, grader: GraderConfig | RewardModelConfig | None) -> tuple[str, ...]:
+    """Names of the grades of a suite of kind `tasks` or `conversation`: what its grader gives, in its own unit.
+
+    `correct` is a share from 0 to 1. A reward model's `reward` has a unit of its own, and its map's `score` that of the
+    map; of conversations a judge's `score` lies on the judge's scale.
+    """
+    if isinstance(grader, RewardModelConfig):
+        return ("reward", "score") if grader.map else ("reward",)
+    return ("score",) if kind == "conversation" and grader is not None and grader.kind == "judge" else ("correct",)
 
 
 def suite_kinds(file: File, pool: bool, tasks: bool) -> dict[str, str]:
@@ -36,7 +52,7 @@ def resolved(
     names = [condition.name for condition in conditions]
     declared = file.contrasts or _by_default(conditions, kinds)
     contrasts = tuple(_contrast(contrast, file, names, kinds, primary, place) for contrast in declared)
-    _check_watched(conditions, contrasts, kinds, place)
+    _check_watched(conditions, contrasts, kinds, file, place)
     for tradeoff in file.analysis.tradeoffs:
         _check_tradeoff(tradeoff, file, [*names, BASE], kinds, place)
     seen: set[str] = set()
@@ -63,7 +79,7 @@ def _check_tradeoff(tradeoff: Tradeoff, file: File, names: Sequence[str], kinds:
 
 
 def _check_watched(
-    conditions: Sequence[Condition], contrasts: Sequence[Contrast], kinds: Mapping[str, str], place: str
+    conditions: Sequence[Condition], contrasts: Sequence[Contrast], kinds: Mapping[str, str], file: File, place: str
 ) -> None:
     """Refuse a guard that watches what cannot be watched, and contrasts on what one watches.
 
@@ -77,6 +93,11 @@ def _check_watched(
         if suite not in kinds:
             raise UserError(f"{where}: suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}")
         metrics = WATCHED.get(kinds[suite], ())
+        if not metrics or metrics[0] not in _measured(suite, kinds[suite], file):
+            raise UserError(
+                f"{where}: suite {suite!r} of kind {kinds[suite]} cannot be watched with its grader; expected a suite "
+                f"of kind {' or '.join(WATCHED)}, of tasks one whose grades are shares"
+            )
         if (one.stopping.metric or metrics[0]) not in metrics:
             raise UserError(
                 f"{where}: metric {one.stopping.metric!r} cannot be watched on suites of kind {kinds[suite]}"
@@ -136,9 +157,10 @@ def _contrast(
             f"{place}: [[contrasts]] {contrast.suite!r} is of kind {found[0]} and {contrast.minus_suite!r} of kind "
             f"{found[1]}: they share no metric"
         )
-    metric = contrast.metric or (file.campaign.primary_metric or METRICS[found[0]][0])
+    bare = [suite.partition("@")[0] for suite in suites]
+    metric = contrast.metric or file.campaign.primary_metric or _measured(bare[0], found[0], file)[0]
     where = "[[contrasts]] metric" if contrast.metric else "[campaign] primary_metric"
-    _check_metric(metric, f"{place}: {where}", [suite.partition("@")[0] for suite in suites], found[0], file)
+    _check_metric(metric, f"{place}: {where}", bare, found[0], file)
     on = f"{contrast.suite} minus {contrast.minus_suite}" if contrast.minus_suite else contrast.suite
     name = contrast.name or f"{contrast.candidate} vs {contrast.baseline} on {on}"
     return contrast.model_copy(update={"name": name, "metric": contrast.metric if metric == primary else metric})
@@ -160,24 +182,38 @@ def _kind(suite: str, contrast: Contrast, file: File, kinds: Mapping[str, str], 
 
 
 def _check_metric(metric: str, where: str, suites: Sequence[str], kind: str, file: File) -> None:
-    """Refuse a metric that one of these suites of one kind does not measure."""
-    if kind == "tasks" and (k := pass_at(metric)) is not None:
-        for name in suites:
+    """Refuse a metric that one of these suites of one kind does not measure.
+
+    What a task of the harness measures is not known before it is loaded; `prepare` asks for it.
+    """
+    if kind == "lm_eval":
+        return
+    for name in suites:
+        known = _measured(name, kind, file)
+        k = pass_at(metric) if kind == "tasks" and "correct" in known else None
+        if k is not None:
             samples = _evaluation(name, file).samples
             if k > samples:
                 raise UserError(
                     f"{where} {metric!r} needs {k} samples of every item; suite {name!r}: samples is {samples}"
                 )
-        return
-    known = list(METRICS[kind])
-    if kind == "tasks":
-        texts = [_evaluation(name, file).metrics for name in suites]
-        known += ["pass@k", *(name for name in texts[0] if name in texts[-1])]
-    if metric not in known:
-        raise UserError(
-            f"{where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, known)}; "
-            f"there are {', '.join(known)}"
-        )
+        elif metric not in known:
+            listed = [*known, "pass@k"] if kind == "tasks" and "correct" in known else [*known]
+            raise UserError(
+                f"{where} {metric!r} is not measured on suites of kind {kind}{nearest(metric, listed)}; "
+                f"there are {', '.join(listed)}"
+            )
+
+
+def _measured(suite: str, kind: str, file: File) -> tuple[str, ...]:
+    """What is measured on a suite, the first by default."""
+    if kind not in ("tasks", "conversation"):
+        return METRICS[kind]
+    declared = next((one for one in file.suites if one.name == suite), None)
+    grades = graded_as(kind, declared.grader if declared is not None else None)
+    texts = _evaluation(suite, file).metrics if kind == "tasks" else ()
+    relaxed = ("correct_relaxed",) if kind == "tasks" and grades == ("correct",) else ()
+    return (*grades, "completion_tokens", *relaxed, *texts)
 
 
 def _evaluation(suite: str, file: File) -> EvaluationConfig:

@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "perplexity": Kind(likelihood.measure, likelihood.outcomes),
     "choice": Kind(choice.measure, choice.outcomes),
     "tasks": Kind(tasks.measure, tasks.outcomes, tasks.answers),
+    "conversation": Kind(tasks.measure, tasks.outcomes, tasks.answers),
 }
 """Every kind of suite."""
 

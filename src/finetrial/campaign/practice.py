@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 from finetrial.campaign.items import check_category
 from finetrial.campaign.settings import HELD_OUT, EvaluationConfig, SuiteConfig
 from finetrial.campaign.spec import Spec
+from finetrial.data.dialogues import Dialogue, read_dialogues
 from finetrial.data.split import guard, held_out
 from finetrial.data.subset import stratified
 from finetrial.data.tasks import TaskConfig, TaskSet, grader_for, read_tasks, split_tasks
 from finetrial.errors import UserError
+from finetrial.evaluate.reward_config import RewardModelConfig
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader, grader_key, resolved
 from finetrial.identity import digest, stage_key
@@ -33,14 +35,19 @@ _Item = TypeVar("_Item", Example, Task)
 class Grading:
     """How completions of a set of tasks are graded."""
 
-    config: GraderConfig
+    config: GraderConfig | RewardModelConfig
     auto: str
     """What the source of the tasks brings, for a `config` that leaves it open."""
 
     @property
+    def kind(self) -> str:
+        """Of the grader in force."""
+        return self.config.kind if isinstance(self.config, RewardModelConfig) else resolved(self.config, self.auto)
+
+    @property
     def key(self) -> str:
         """Identity of the grades that it gives."""
-        return grader_key(self.config, self.auto)
+        return self.config.key if isinstance(self.config, RewardModelConfig) else grader_key(self.config, self.auto)
 
 
 class Graders:
@@ -63,7 +70,8 @@ class Graders:
         self._exits.close()
 
     def of(self, grading: Grading) -> Grader | JudgeGrader:
-        """The grader of these tasks."""
+        """The grader of these tasks; reward models are none of them (`measures.rewards` loads those)."""
+        assert isinstance(grading.config, GraderConfig)
         if grading.key not in self._open:
             self._open[grading.key] = self._exits.enter_context(open_grader(grading.config, grading.auto, self._root))
         return self._open[grading.key]
@@ -77,11 +85,17 @@ class Graders:
             UserError: a gold answer is not graded 1, or an empty completion is; a judge fails its test, or drifts.
         """
         sets: dict[str, tuple[Grading, dict[str, Task]]] = {}
-        graded = [exam for exam in tasks.exams.values() if exam.kind == "tasks"]
-        for one in (*graded, *tasks.practice.values()):
-            _, mine = sets.setdefault(one.grading.key, (one.grading, {}))
-            mine |= {task.content_hash: task for task in one.tasks}
+        graded = [
+            (exam.grading, exam.proven_on)
+            for exam in tasks.exams.values()
+            if exam.kind != "choice" and exam.grading.kind != "reward_model"
+        ]
+        for grading, known in (*graded, *((one.grading, one.tasks) for one in tasks.practice.values())):
+            _, mine = sets.setdefault(grading.key, (grading, {}))
+            mine |= {task.content_hash: task for task in known}
         for key, (grading, mine) in sets.items():
+            if not mine:
+                continue  # conversations without references, by a judge that was allowed to fail
             proof = stage_key("prove", 1, {}, {"grader": key, "tasks": digest(sorted(mine))})
             grader = self.of(grading)
             if isinstance(grader, JudgeGrader):
@@ -102,26 +116,58 @@ class Graders:
 
 
 @dataclass(frozen=True)
+class Script:
+    """What is said to a model in the conversations of a suite."""
+
+    dialogues: Mapping[str, Dialogue]
+    """By id."""
+    system: str
+    temperatures: Mapping[str, float]
+    """Of categories, in place of the suite's."""
+
+
+@dataclass(frozen=True)
 class Exam:
     """The items of a suite of tasks."""
 
     tasks: tuple[Task, ...]
-    """Sorted by id."""
+    """Sorted by id; of conversations a task for each turn, whose `group` is the dialogue and whose messages have
+    references in the place of what a model will have answered before (empty where there is none)."""
     grading: Grading
     facts: dict[str, Any]
     evaluation: EvaluationConfig
     """How completions are drawn here."""
     kind: str = "tasks"
-    """`tasks`, or `choice` where nothing is written and options are weighed."""
+    """`tasks`, `conversation`, or `choice` where nothing is written and options are weighed."""
     lead: str = ""
     """Of `choice`: what begins the assistant's turn before the option."""
+    script: Script | None = None
+    """Of `conversation`."""
 
     @property
     def chance(self) -> float | None:
         """Expected share of right guesses, where every task has choices."""
         counts = [len(task.meta.get("choices") or ()) for task in self.tasks]
-        graded = self.kind == "choice" or resolved(self.grading.config, self.grading.auto) == "choice"
+        graded = self.kind == "choice" or (self.kind == "tasks" and self.grading.kind == "choice")
         return sum(1 / count for count in counts) / len(counts) if graded and counts and all(counts) else None
+
+    @property
+    def asked(self) -> tuple[Task, ...]:
+        """The tasks whose prompts are known before anything is answered: all, but later turns of conversations."""
+        return tuple(task for task in self.tasks if self.script is None or task.meta["turn"] == 1)
+
+    @property
+    def graded(self) -> tuple[Task, ...]:
+        """The tasks that can be graded: all, but turns without a reference where grades compare with one."""
+        free = self.script is None or self.grading.kind in ("judge", "reward_model", "function")
+        return tuple(task for task in self.tasks if free or task.reference)
+
+    @property
+    def proven_on(self) -> tuple[Task, ...]:
+        """The tasks that a grader is proven on: all, but turns whose right answer, or one before it, is not known."""
+        if self.script is None:
+            return self.tasks
+        return tuple(task for task in self.tasks if task.reference and all(m["content"] for m in task.messages))
 
 
 @dataclass(frozen=True)
@@ -188,13 +234,17 @@ def read_all(spec: Spec, perplexity_suites: Mapping[str, Sequence[Example]]) -> 
         exams[HELD_OUT] = _exam(held, spec.tasks.grader, found, spec.evaluation)
         instructions[HELD_OUT] = spec.tasks.instruction
     for suite in spec.suites:
-        if suite.kind != "perplexity":
+        if suite.kind == "conversation":
+            exams[suite.name] = conversation_exam(suite, spec.evaluation)
+            instructions[suite.name] = ""
+        elif suite.kind in ("tasks", "choice"):
             try:
                 found = read(suite.tasks)
             except UserError as error:
                 raise type(error)(f"suite {suite.name}: {error}") from error
             chosen, facts = part_of(suite, found.tasks)
-            exam = _exam(chosen, suite.tasks.grader, found, spec.evaluation.of(suite))
+            grader = suite.grader if isinstance(suite.grader, RewardModelConfig) else suite.tasks.grader
+            exam = _exam(chosen, grader, found, spec.evaluation.of(suite))
             lead = suite.lead if suite.kind == "choice" else ""
             exams[suite.name] = replace(exam, facts={**exam.facts, **facts}, kind=suite.kind, lead=lead)
             instructions[suite.name] = suite.instruction
@@ -225,8 +275,58 @@ def part_of(suite: SuiteConfig, items: Sequence[_Item]) -> tuple[Sequence[_Item]
     return chosen, {"subset": facts}
 
 
-def _exam(tasks: Iterable[Task], config: GraderConfig, found: TaskSet, evaluation: EvaluationConfig) -> Exam:
-    judged = Grading(grader_for(config, found), found.grader)
+def conversation_exam(suite: SuiteConfig, common: EvaluationConfig) -> Exam:
+    """The turns of a declared suite of kind `conversation`.
+
+    Raises:
+        UserError: its file cannot be read, or no turn has a reference although its grader compares with one, or must
+            prove itself on one.
+    """
+    assert suite.grader is not None
+    place = f"suite {suite.name}"
+    try:
+        dialogues = read_dialogues(suite.source, suite.references or None)
+    except UserError as error:
+        raise type(error)(f"{place}: {error}") from error
+    turns = {one.id: _turns(one, suite.system) for one in sorted(dialogues[: suite.limit], key=lambda one: one.id)}
+    first, facts = part_of(suite, [mine[0] for mine in turns.values()])
+    chosen = {task.group for task in first}
+    exam = Exam(
+        tasks=tuple(task for name, mine in turns.items() if name in chosen for task in mine),
+        grading=Grading(suite.grader, "exact"),
+        facts={**facts, "dialogues": len(chosen)},
+        evaluation=common.of(suite).model_copy(update={"diversity": False}),
+        kind=suite.kind,
+        script=Script({one.id: one for one in dialogues if one.id in chosen}, suite.system, suite.by_category),
+    )
+    judge = suite.grader.judge if isinstance(suite.grader, GraderConfig) else None
+    proofs_wanted = not isinstance(suite.grader, RewardModelConfig) and not (judge and judge.self_test.allow_failure)
+    if proofs_wanted and not exam.proven_on:
+        raise UserError(
+            f"{place}: no turn has a reference, so a grader of kind {exam.grading.kind} cannot show that it grades "
+            "right answers as right; give references"
+        )
+    return exam
+
+
+def _turns(dialogue: Dialogue, system: str) -> tuple[Task, ...]:
+    """A task for each turn."""
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    tasks = []
+    for turn, said in enumerate(dialogue.turns):
+        messages.append({"role": "user", "content": said})
+        known = dialogue.references[turn].strip() if turn < len(dialogue.references) else ""
+        facts = {"turn": turn + 1, **({"category": dialogue.category} if dialogue.category else {})}
+        tasks.append(Task(f"{dialogue.id}/{turn + 1}", dialogue.id, tuple(messages), known, meta=facts))
+        messages.append({"role": "assistant", "content": known})
+    return tuple(tasks)
+
+
+def _exam(
+    tasks: Iterable[Task], config: GraderConfig | RewardModelConfig, found: TaskSet, evaluation: EvaluationConfig
+) -> Exam:
+    graded = config if isinstance(config, RewardModelConfig) else grader_for(config, found)
+    judged = Grading(graded, found.grader)
     return Exam(tuple(sorted(tasks, key=lambda task: task.id)), judged, dict(found.facts), evaluation)
 
 

@@ -21,6 +21,7 @@ from finetrial.campaign.design import detectable
 from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.manifest import proven
+from finetrial.campaign.measures.rewards import prove
 from finetrial.campaign.plan import Run, plan
 from finetrial.campaign.practice import Exam, Graders, PracticeSet
 from finetrial.campaign.prepare import Prepared, prepare
@@ -99,10 +100,16 @@ def _suite(name: str, prepared: Prepared, base: Base, spec: Spec) -> Check:
 
 
 def _exam(name: str, exam: Exam, launch: Launch) -> Check:
-    """The first item's prompt as the model will read it, and its reference."""
+    """The first item's prompt as the model will read it, and its reference; a reward model is tried on the items."""
     asked = next(suite.prompt for suite in launch.prepared.inputs.suites if suite.name == name)
     chance = "" if exam.chance is None else f", chance {exam.chance:.1%}"
-    told = f"{len(exam.tasks)} tasks{chance}; {asked!r} expects {exam.tasks[0].reference!r}"
+    what = "tasks" if exam.script is None else f"turns of {len(exam.script.dialogues)} conversations"
+    expected = exam.tasks[0].reference
+    told = f"{len(exam.tasks)} {what}{chance}; {asked!r} " + (
+        f"expects {expected!r}" if expected else "has no reference"
+    )
+    if exam.grading.kind == "reward_model":
+        told += f"; {prove(launch, name, exam)}"
     return Check(f"suite {name} can be asked", True, told)
 
 

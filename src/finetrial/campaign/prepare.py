@@ -256,7 +256,7 @@ def _prompts(spec: Spec, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> di
     facts = AutoConfig.from_pretrained(locate(spec.model)).get_text_config()
     context = getattr(facts, "max_position_embeddings", None) or spec.model.max_length
     asked: list[tuple[str, tuple[Task, ...], int, int]] = [
-        (f"suite {name}", exam.tasks, exam.evaluation.max_tokens if exam.kind == "tasks" else 0, spec.model.max_length)
+        (f"suite {name}", exam.asked, 0 if exam.kind == "choice" else exam.evaluation.max_tokens, spec.model.max_length)
         for name, exam in tasks.exams.items()
     ]
     for condition in spec.practising:

@@ -1,17 +1,20 @@
 """The tables of a campaign file as they are written. `spec.py` resolves them; nothing here reads data."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from finetrial.analyze.contrast import AnalysisConfig, Contrast
 from finetrial.analyze.looks import LooksConfig
+from finetrial.data.dialogues import TEMPERATURES
 from finetrial.data.score import ScoreConfig
 from finetrial.data.select import SelectionConfig
 from finetrial.data.split import SplitConfig
 from finetrial.data.subset import SubsetConfig
 from finetrial.data.tasks import TaskConfig
 from finetrial.evaluate.diversity import SEMANTIC, TEXTUAL
+from finetrial.evaluate.reward_config import RewardModelConfig
 from finetrial.evaluate.rouge import ROUGE
 from finetrial.generate.config import SamplingConfig
 from finetrial.grade.config import GraderConfig
@@ -65,16 +68,50 @@ class CommonTasksConfig(TaskConfig):
         return TaskConfig.model_validate(self.model_dump(exclude={"held_out", "held_out_seed"}))
 
 
+def _grader_named(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return f"<{(RewardModelConfig if kind == 'reward_model' else GraderConfig).__name__}>"
+
+
+SuiteGrader = Annotated[
+    Annotated[GraderConfig, Tag("<GraderConfig>")] | Annotated[RewardModelConfig, Tag("<RewardModelConfig>")],
+    Discriminator(_grader_named),
+]
+"""What may grade the completions of a suite: any grader, or a reward model."""
+
+SuiteKind = Literal["perplexity", "tasks", "choice", "conversation", "lm_eval"]
+
+_ASKED = {"source", "instruction", "system", "where", "subset"}
+_DRAWN = {"samples", "temperature", "top_p", "max_tokens"}
+KEYS: dict[str, set[str]] = {
+    "perplexity": {"source", "subset"},
+    "tasks": {*_ASKED, "grader", *OWN_SETTINGS},
+    "choice": {*_ASKED, "lead"},
+    "conversation": {"source", "subset", "references", "system", "grader", "temperatures", *_DRAWN},
+    "lm_eval": {"task", "include_path", "num_fewshot", "chat_template"},
+}
+"""What suites of each kind know beside `name`, `kind`, `limit` and `category`."""
+
+NEEDED = {"conversation": ("source", "grader"), "lm_eval": ("task",)}
+"""Keys that suites of a kind must have; of other kinds `source`."""
+
+OF_CONVERSATIONS = ("judge", "reward_model", "function", "exact", "numeric", "math")
+"""Graders that can read a turn of a conversation."""
+
+
 class SuiteConfig(Config):
     """`[[suites]]`: a further evaluation set beside those that `[split]` and `[tasks]` draw."""
 
     name: str
-    kind: Literal["perplexity", "tasks", "choice"] = Field(
+    kind: SuiteKind = Field(
         default="perplexity",
-        description="likelihood of given assistant text; graded completions of prompts; or likelihood of each option "
-        "of multiple choice",
+        description="likelihood of given assistant text; graded completions of prompts; likelihood of each option of "
+        "multiple choice; graded answers of conversations of several turns; or a task of lm-evaluation-harness",
     )
-    source: str = Field(description="as `data.source`; of tasks as `tasks.source`")
+    source: str = Field(
+        default="",
+        description="as `data.source`; of tasks as `tasks.source`; of conversations FastChat's question.jsonl",
+    )
     limit: int | None = Field(default=None, ge=1)
     subset: SubsetConfig | None = Field(default=None, description="a frozen stratified part of it, { n, by = 'fact' }")
     category: str = Field(
@@ -85,11 +122,13 @@ class SuiteConfig(Config):
         default_factory=dict, description="tasks, choice: keep only those whose facts have these values"
     )
     instruction: str = Field(default="", description="tasks, choice: appended to each question")
-    system: str = Field(default="", description="tasks, choice: system message before each question")
+    system: str = Field(default="", description="tasks, choice, conversation: system message before each question")
     lead: str = Field(default="Answer:", description="choice: begins the assistant's turn, before the option")
-    grader: GraderConfig | None = Field(default=None, description="tasks: default what the source brings")
+    grader: SuiteGrader | None = Field(
+        default=None, description="tasks: default what the source brings; conversation: must be given"
+    )
     samples: int | None = Field(
-        default=None, ge=1, description="tasks: default [evaluation] samples, as the next three"
+        default=None, ge=1, description="tasks, conversation: default [evaluation] samples, as the next three"
     )
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -97,16 +136,37 @@ class SuiteConfig(Config):
     diversity: bool | None = Field(default=None, description="tasks: default as [evaluation], as the next two")
     semantic: bool | None = None
     matched_words: int | None = Field(default=None, ge=1)
+    references: str = Field(default="", description="conversation: a file of FastChat's reference answers")
+    temperatures: Literal["mt_bench"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="conversation: by category, in place of `temperature`; mt_bench: those of MT-Bench",
+    )
+    task: str = Field(default="", description="lm_eval: a task or group by name, or the path of its YAML")
+    include_path: str = Field(default="", description="lm_eval: a folder with further tasks in YAML")
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="lm_eval: examples in the prompt; default the task's own number"
+    )
+    chat_template: bool = Field(
+        default=False,
+        description="lm_eval: prompts are a user's message in the base's chat template; false, as the harness has it: "
+        "bare text",
+    )
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "SuiteConfig":
-        asked = {"where", "instruction", "system"}
-        known = {"perplexity": set[str](), "tasks": {*asked, "grader", *OWN_SETTINGS}, "choice": {*asked, "lead"}}
-        common = {"name", "kind", "source", "limit", "subset", "category"}
-        foreign = sorted(self.model_fields_set - common - known[self.kind])
+        given = self.model_fields_set
+        foreign = sorted(given - {"name", "kind", "limit", "category"} - KEYS[self.kind])
         if foreign:
-            kinds = [kind for kind, keys in known.items() if foreign[0] in keys]
+            kinds = [kind for kind, keys in KEYS.items() if foreign[0] in keys]
             raise ValueError(f"{', '.join(foreign)}: only for kind = {' or '.join(map(repr, kinds))}")
+        missing = [key for key in NEEDED.get(self.kind, ("source",)) if not getattr(self, key)]
+        if missing:
+            raise ValueError(f"suite {self.name!r} of kind {self.kind} needs {missing[0]!r}, which is missing")
+        if self.kind == "conversation" and self.grader is not None and self.grader.kind not in OF_CONVERSATIONS:
+            raise ValueError(
+                f"grader of kind {self.grader.kind!r} does not grade conversations; expected one of "
+                f"{', '.join(OF_CONVERSATIONS)}"
+            )
         return self
 
     @property
@@ -118,8 +178,13 @@ class SuiteConfig(Config):
             where=self.where,
             instruction=self.instruction,
             system=self.system,
-            grader=self.grader or GraderConfig(),
+            grader=self.grader if isinstance(self.grader, GraderConfig) else GraderConfig(),
         )
+
+    @property
+    def by_category(self) -> Mapping[str, float]:
+        """Temperatures of a conversation's categories."""
+        return TEMPERATURES if self.temperatures == "mt_bench" else self.temperatures
 
 
 class EvaluationConfig(Config):

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetrial.campaign.contrasts import graded_as
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.campaign.practice import Exam
 from finetrial.campaign.settings import HELD_OUT
 from finetrial.campaign.spec import Spec
 from finetrial.errors import UserError
 from finetrial.evaluate.choice import questions_of
+from finetrial.evaluate.reward_config import RewardModelConfig
 from finetrial.identity import digest
 from finetrial.model.render import prompt_text, render, render_batch
 from finetrial.records import Example, Task
@@ -60,7 +62,7 @@ def text_suite(
 
 
 def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrainedTokenizerBase) -> Suite:
-    """A suite of kind `tasks` or `choice`.
+    """A suite of kind `tasks`, `choice` or `conversation`.
 
     Raises:
         UserError: it is empty, or ids repeat; an item of a suite of multiple choice is none; or supervised conditions
@@ -87,6 +89,14 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
         evaluation = exam.evaluation
         samples = "one completion each" if evaluation.samples == 1 else f"{evaluation.samples} completions each"
         described = f"graded completions of tasks {place}, {samples}{chance}"
+        if exam.script is not None:
+            described = (
+                f"answers in {len(exam.script.dialogues)} conversations {place}, {len(exam.tasks)} turns, "
+                f"{len(exam.graded)} of them graded ({exam.grading.kind}), {samples}"
+            )
+            content |= {"temperatures": dict(exam.script.temperatures)}
+        if isinstance(exam.grading.config, RewardModelConfig):
+            content |= {"map": exam.grading.config.map}
         content |= {
             "grader": exam.grading.key,
             "sampling": evaluation.sampling,
@@ -96,7 +106,9 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
     first = exam.tasks[0]
     if spec.supervised:
         check_rendering(f"suite {name!r}", first, tokenizer)
-    subset = {key: exam.facts[key] for key in ("subset",) if key in exam.facts}
+    facts = {key: exam.facts[key] for key in ("subset", "dialogues") if key in exam.facts}
+    if exam.kind == "conversation" or exam.grading.kind == "reward_model":
+        facts["metrics"] = [*graded_as(exam.kind, exam.grading.config), "completion_tokens"]
     return Suite(
         name=name,
         description=described,
@@ -105,7 +117,7 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
         hash=digest(content),
         kind=exam.kind,
         prompt=_shown(prompt_text(first.messages, tokenizer) + exam.lead),
-        facts={**subset, **({} if exam.chance is None else {"chance": exam.chance})},
+        facts={**facts, **({} if exam.chance is None else {"chance": exam.chance})},
     )
 
 

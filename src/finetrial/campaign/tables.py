@@ -75,8 +75,9 @@ def validated(model: type[_Model], values: Mapping[str, Any], place: str, where:
 
 
 def _message(item: Any, model: type[BaseModel], place: str, where: str) -> str:
-    location = [*([where] if where else []), *map(str, item["loc"][:-1])]
-    table, key = ".".join(location), str(item["loc"][-1]) if item["loc"] else ""
+    keys = [str(part) for part in item["loc"] if not _is_tag(part)]
+    location = [*([where] if where else []), *keys[:-1]]
+    table, key = ".".join(location), keys[-1] if keys else ""
     head = f"{place}: [{table}]" if table else f"{place}:"
     if item["type"] == "extra_forbidden":
         valid = _fields_at(model, item["loc"][:-1])
@@ -91,7 +92,11 @@ def _message(item: Any, model: type[BaseModel], place: str, where: str) -> str:
 
 def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Field names of the (nested) model that `location` points into."""
+    found: list[type[BaseModel]] = []
     for part in location:
+        if _is_tag(part):
+            model = next(one for one in found if f"<{one.__name__}>" == part)
+            continue
         if part not in model.model_fields:
             continue  # an index of a list or a name of a table of tables
         found = [t for t in _types(model.model_fields[part].annotation) if issubclass(t, BaseModel)]
@@ -99,6 +104,11 @@ def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[st
             return []
         model = found[0]
     return list(model.model_fields)
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of a location says which of several tables is meant, as `<Name>` of its model."""
+    return str(part).startswith("<")
 
 
 def _types(annotation: Any) -> list[type]:

@@ -1,51 +1,58 @@
-"""Suites of kind `tasks`: completions, their grades, and how samples of an item differ; three kinds of artefact.
+"""Suites of kind `tasks` and `conversation`: completions, their grades, and how samples of an item differ.
 
-Grades are keyed by completions and grader, texts' metrics by completions and instruments: a changed grader grades
-again what is stored, and nothing is written anew.
+Three kinds of artefact. Grades are keyed by completions and grader, texts' metrics by completions and instruments: a
+changed grader grades again what is stored, and nothing is written anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from finetrial.campaign.contrasts import graded_as
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.measures import completions
 from finetrial.campaign.measures.examinee import Examinee, put, stored
+from finetrial.campaign.measures.rewards import prove, rewarded
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.campaign.practice import Exam, Grading
 from finetrial.errors import UserError
 from finetrial.evaluate.diversity import diversity_by_prompt
 from finetrial.evaluate.perplexity import CPU_BATCH_TOKENS
+from finetrial.evaluate.reward_config import RewardModelConfig
 from finetrial.evaluate.rouge import LEAST_WORDS, rouge_of_words, rouge_words
-from finetrial.grade.grade import resolved
 from finetrial.identity import digest, stage_key
 from finetrial.judge.grader import PENDING
 from finetrial.model.embed import embed
 from finetrial.records import Outcome, Task
 
 GRADES = pa.schema([("item", pa.string()), ("sample", pa.int64()), ("grade", pa.float64()), ("reason", pa.string())])
-"""Columns of stored grades; `grade` is null where none could be given."""
+"""Columns of stored grades; `grade` is null where none could be given, of a reward model it is the raw reward."""
 
 TEXTS = pa.schema([("item", pa.string()), ("sample", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
 """Columns of stored metrics of texts, a row for each number; those of an item as a whole have sample 0."""
 
-NOT_FINITE = "logits are not finite"
+NO_REFERENCE = "the turn has no reference"
 
 
 def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None:
     """Complete, grade and measure what is lacking, and store it."""
     exam = launch.prepared.tasks.exams[suite.of]
+    written = completions.STAGES[exam.kind]
     lacking = {one.name: _lacking(launch, exam, one) for one in examinees}
+    if exam.grading.kind == "reward_model":
+        found = prove(launch, suite.of, exam)
+        if any(lacking.values()):
+            launch.say(f"[{suite.name}] {found}")
     for one in examinees:
         if not lacking[one.name]:
             first = completions.key(launch, exam, completions.blocks(exam)[0], one)
             launch.say(f"[{suite.name}] {one.name} is already evaluated ({first[:12]})")
-        elif completions.STAGE not in lacking[one.name]:
+        elif written not in lacking[one.name]:
             again = " and ".join({"grades": "graded", "texts": "measured"}[stage] for stage in lacking[one.name])
             launch.say(f"[{suite.name}] {one.name}: its completions are stored; they are {again} without writing anew")
-    completions.complete(launch, suite, exam, [one for one in examinees if completions.STAGE in lacking[one.name]])
+    completions.complete(launch, suite, exam, [one for one in examinees if written in lacking[one.name]])
     for one in examinees:
         if lacking[one.name]:
             _grade(launch, suite, exam, one)
@@ -54,14 +61,16 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
 
 
 def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
-    """Per item and sample `correct`, the grade, and `completion_tokens`; with `[evaluation] diversity` also what
+    """Per item and sample its grades and `completion_tokens`; with `[evaluation] diversity` also what
     `finetrial.evaluate.diversity` measures of an item's samples and `rouge_n` of each sample.
 
-    Choices are graded twice, strictly as `correct` and with every way of naming an option as `correct_relaxed`.
-    Nothing is left out: what is missing is there without a value.
+    Grades are `correct`, or what `campaign.contrasts.graded_as` says of the grader. Choices are graded twice, strictly
+    and, as `correct_relaxed`, with every way of naming an option. What could be graded and was not is there without a
+    value; turns of conversations that never can be (no reference) have no grade.
     """
     exam = launch.prepared.tasks.exams[suite.of]
     groups = {task.id: task.group for task in exam.tasks}
+    graded = {task.id for task in exam.graded}
     written = completions.read(launch, exam, one)
     found: list[Outcome] = []
     for block, texts in zip(completions.blocks(exam), written, strict=True):
@@ -70,11 +79,12 @@ def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
             found.append(
                 one.outcome(suite, row["item"], groups[row["item"]], "completion_tokens", tokens, row["sample"])
             )
-        broken = bool(texts["text"].null_count)
-        for metric, grading in _gradings(exam).items():
+        broken = completions.is_broken(texts)
+        for metric, grading, in_its_unit in _metrics(exam):
             for row in stored(launch, "grades", _grades_key(launch, exam, block, one, grading)).to_pylist():
-                value = None if broken else row["grade"]
-                found.append(one.outcome(suite, row["item"], groups[row["item"]], metric, value, row["sample"]))
+                if row["item"] in graded:
+                    value = None if broken or row["grade"] is None else in_its_unit(row["grade"])
+                    found.append(one.outcome(suite, row["item"], groups[row["item"]], metric, value, row["sample"]))
         if exam.evaluation.instruments:
             for row in stored(launch, "texts", _texts_key(launch, exam, block, one)).to_pylist():
                 value = None if broken else row["value"]
@@ -90,8 +100,9 @@ def answers(launch: Launch, suite: Suite, one: Examinee) -> pa.Table:
     for block, texts in zip(completions.blocks(exam), completions.read(launch, exam, one), strict=True):
         graded = stored(launch, "grades", _grades_key(launch, exam, block, one, exam.grading))
         table = texts.append_column("grade", graded["grade"]).append_column("reason", graded["reason"])
-        if table["text"].null_count:
-            missing = {"grade": pa.nulls(len(table), pa.float64()), "reason": pa.array([NOT_FINITE] * len(table))}
+        if completions.is_broken(table):
+            reasons = pa.array([completions.NOT_FINITE] * len(table))
+            missing = {"grade": pa.nulls(len(table), pa.float64()), "reason": reasons}
             for name, column in missing.items():
                 table = table.set_column(table.schema.get_field_index(name), name, column)
         tables.append(table)
@@ -106,22 +117,35 @@ def answers(launch: Launch, suite: Suite, one: Examinee) -> pa.Table:
     return pa.table({**who, **{name: table[name] for name in table.column_names if name not in who}})
 
 
-def _gradings(exam: Exam) -> dict[str, Grading]:
-    """Metric -> how completions are graded for it."""
-    found = {"correct": exam.grading}
+def _gradings(exam: Exam) -> list[Grading]:
+    """How completions are graded: by the suite's grader, and choices also loosely."""
     config = exam.grading.config
-    if resolved(config, exam.grading.auto) == "choice" and not config.relaxed:
-        relaxed = config.model_copy(update={"relaxed": True})
-        found["correct_relaxed"] = Grading(relaxed, exam.grading.auto)
-    return found
+    if exam.grading.kind != "choice" or isinstance(config, RewardModelConfig) or config.relaxed:
+        return [exam.grading]
+    return [exam.grading, Grading(config.model_copy(update={"relaxed": True}), exam.grading.auto)]
+
+
+def _metrics(exam: Exam) -> list[tuple[str, Grading, Callable[[float], float]]]:
+    """Metric, how completions are graded for it, and the map from stored grades to its unit."""
+    config = exam.grading.config
+    if isinstance(config, RewardModelConfig):
+        units: list[Callable[[float], float]] = [float, config.points]
+        return [(name, exam.grading, unit) for name, unit in zip(graded_as(exam.kind, config), units, strict=False)]
+    (name,) = graded_as(exam.kind, config)
+    first, *relaxed = _gradings(exam)
+    low, high = config.judge.bounds if name == "score" and config.judge is not None else (0.0, 1.0)
+    return [
+        (name, first, lambda share: low + share * (high - low)),
+        *(("correct_relaxed", grading, float) for grading in relaxed),
+    ]
 
 
 def _lacking(launch: Launch, exam: Exam, one: Examinee) -> list[str]:
     """Stages of which some block is not stored."""
     store, lacking = launch.folder.store, []
     for block in completions.blocks(exam):
-        keys = [(completions.STAGE, completions.key(launch, exam, block, one))]
-        keys += [("grades", _grades_key(launch, exam, block, one, grading)) for grading in _gradings(exam).values()]
+        keys = [(completions.STAGES[exam.kind], completions.key(launch, exam, block, one))]
+        keys += [("grades", _grades_key(launch, exam, block, one, grading)) for grading in _gradings(exam)]
         if exam.evaluation.instruments:
             keys.append(("texts", _texts_key(launch, exam, block, one)))
         lacking += [stage for stage, key in keys if not store.has(stage, key)]
@@ -134,6 +158,8 @@ def _grades_key(launch: Launch, exam: Exam, block: Sequence[Task], one: Examinee
         "tasks": digest([task.content_hash for task in block]),
         "grader": grading.key,
     }
+    if grading.kind == "reward_model":
+        inputs["numerics"] = launch.prepared.inputs.numerics
     return stage_key("grades", STAGE_VERSIONS["grades"], {}, inputs)
 
 
@@ -147,25 +173,26 @@ def _texts_key(launch: Launch, exam: Exam, block: Sequence[Task], one: Examinee)
 
 def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
     """Grade what a model wrote by every grader of the suite that has not graded it yet."""
+    gradable = {task.id for task in exam.graded}
     for block in completions.blocks(exam):
-        for grading in _gradings(exam).values():
+        for grading in _gradings(exam):
             key = _grades_key(launch, exam, block, one, grading)
             if launch.folder.store.has("grades", key):
                 continue
-            written = stored(launch, completions.STAGE, completions.key(launch, exam, block, one)).to_pylist()
-            there = [row for row in written if row["text"] is not None]
-            tasks = {task.id: task for task in block}
-            given = iter(
-                launch.graders.of(grading).grade([tasks[row["item"]] for row in there], [row["text"] for row in there])
-                if there
-                else []
-            )
+            written = _read(launch, exam, block, one)
+            pairs = [
+                (task, row["text"])
+                for task, row in zip(completions.as_asked(exam, block, written), written, strict=True)
+                if row["text"] is not None and row["item"] in gradable
+            ]
+            given = iter(_grades(launch, grading, *map(list, zip(*pairs, strict=True))) if pairs else [])
             rows = []
             for row in written:
-                value, reason = None, NOT_FINITE
-                if row["text"] is not None:
-                    grade = next(given)
-                    value, reason = grade.value, grade.reason
+                value, reason = None, NO_REFERENCE
+                if row["text"] is None:
+                    reason = completions.NOT_FINITE if row["finished"] is None else completions.NO_ROOM
+                elif row["item"] in gradable:
+                    value, reason = next(given)
                 rows.append({"item": row["item"], "sample": row["sample"], "grade": value, "reason": reason})
             if waiting := [str(row["reason"]) for row in rows if str(row["reason"]).startswith(PENDING)]:
                 raise UserError(
@@ -175,13 +202,25 @@ def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
             put(launch, "grades", key, suite, one, pa.Table.from_pylist(rows, schema=GRADES))
 
 
+def _grades(launch: Launch, grading: Grading, tasks: list[Task], texts: list[str]) -> list[tuple[float | None, str]]:
+    """A grade, or a raw reward, of each text and the reason."""
+    if isinstance(grading.config, RewardModelConfig):
+        return rewarded(launch, grading.config, tasks, texts)
+    return [(grade.value, grade.reason) for grade in launch.graders.of(grading).grade(tasks, texts)]
+
+
+def _read(launch: Launch, exam: Exam, block: Sequence[Task], one: Examinee) -> list[dict[str, Any]]:
+    """What a model wrote on a block."""
+    return stored(launch, completions.STAGES[exam.kind], completions.key(launch, exam, block, one)).to_pylist()
+
+
 def _measure_texts(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
     """Measure the samples of every item that has not been measured yet."""
     for block in completions.blocks(exam):
         key = _texts_key(launch, exam, block, one)
         if launch.folder.store.has("texts", key):
             continue
-        written = stored(launch, completions.STAGE, completions.key(launch, exam, block, one)).to_pylist()
+        written = _read(launch, exam, block, one)
         if any(row["text"] is None for row in written):
             written = [{**row, "text": "", "finished": False} for row in written]  # told as missing when it is read
         samples = exam.evaluation.samples
