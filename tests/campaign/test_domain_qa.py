@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,10 @@ from finetrial.campaign.execute import RunOptions, run
 from finetrial.campaign.folder import Folder
 from finetrial.campaign.prepare import prepare
 from finetrial.campaign.spec import load_spec
+from finetrial.data.read import read
 from finetrial.data.tasks import TaskConfig, read_tasks
+from finetrial.data.workshop.config import StandardiseConfig
+from finetrial.data.workshop.standardise import standardise
 from finetrial.errors import UserError
 from finetrial.grade.judge_config import JudgeConfig
 from finetrial.judge.prompts import prompt
@@ -112,6 +116,17 @@ def test_the_judged_campaign_is_the_other_one_and_a_suite() -> None:
     assert judged.contrasts[: len(plain.contrasts)] == plain.contrasts
     assert (judged.conditions, judged.data, judged.evaluation) == (plain.conditions, plain.data, plain.evaluation)
     assert judged.suites[-1].source == next(s.source for s in plain.suites if s.name == "explanation")
+
+
+def test_the_rules_that_are_shipped_mend_the_mixed_rows(tmp_path: Path) -> None:
+    rules = tomllib.loads((EXAMPLES / "standardise" / "domain_qa.toml").read_text())
+    source = load_spec(EXAMPLES / "domain_qa.toml").condition("alpha16-mixed").data.source
+    out = tmp_path / "clean.jsonl"
+    assert not standardise(source, out, StandardiseConfig.model_validate(rules)).residual
+    whole = {row.id: row.messages[-1]["content"] for row in read(source.replace("mixed", "clean")).examples}
+    rows = [row for row in read(str(out)).examples if row.meta["defect"] != "duplicate"]
+    assert len(rows) > 1000
+    assert all(row.messages[-1]["content"].rstrip(".") == whole[row.id].rstrip(".") for row in rows)
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:
