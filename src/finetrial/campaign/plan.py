@@ -21,7 +21,7 @@ from finetrial.identity import digest, stage_key
 from finetrial.store import Store, read_json
 
 STAGE_VERSIONS = {"render": 1, "train": 1, "evaluate": 2, "rl": 2, "completions": 1, "grades": 1, "texts": 1,
-                  "choice": 1, "conversation": 1, "lm_eval": 1}  # fmt: skip
+                  "choice": 1, "conversation": 1}  # fmt: skip
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
 Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]
@@ -53,7 +53,7 @@ class Suite:
     """Of the items' content, the rendering and the base's template (of tasks also of sampling and grading); enters
     every outcome."""
     kind: str = "perplexity"
-    """`perplexity`, `tasks`, `choice`, `conversation` or `lm_eval`."""
+    """`perplexity`, `tasks`, `choice` or `conversation`."""
     step: int | None = None
     """Set where adapters are measured as they were after this step; the items are those of `of`."""
     prompt: str = field(default="", compare=False)

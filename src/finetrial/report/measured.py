@@ -22,7 +22,6 @@ KINDS = {
     "choice": "Multiple choice by log-probability",
     "tasks": "Graded completions",
     "conversation": "Conversations of several turns",
-    "lm_eval": "Tasks of lm-evaluation-harness",
 }
 """Kind of suite -> how its tables are headed; suites of other or unknown kinds come last."""
 
