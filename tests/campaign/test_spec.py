@@ -356,3 +356,22 @@ def test_an_empty_table_asks_for_the_thing_as_it_is_by_default() -> None:
         spec(campaign={"conditions": [{"name": "a", "stopping": {}}]})
     with pytest.raises(UserError, match=r"\(a\).set_diversity\] is of no effect: this condition's objective is rl"):
         spec(campaign={"conditions": [{"name": "a", "rl": {"group_size": 2}, "set_diversity": {}}]})
+
+
+@pytest.mark.parametrize("table", [{"set_diversity": {}}, {"rl": {"group_size": 2}}])
+def test_dropout_is_refused_where_completions_are_sampled_without_it(table: dict[str, dict]) -> None:
+    conditions = [{"name": "a", **table}, {"name": "b"}]
+    with pytest.raises(UserError, match=r"\(a\).model\] lora_dropout is 0.1, but completions are sampled without it"):
+        spec(model={"lora_dropout": 0.1}, campaign={"conditions": conditions})
+    mended = [{**conditions[0], "model": {"lora_dropout": 0}}, conditions[1]]
+    loaded = spec(model={"lora_dropout": 0.1}, campaign={"conditions": mended})
+    assert [one.model.lora_dropout for one in loaded.conditions] == [0, 0.1]
+
+
+def test_what_is_wrong_with_a_mixture_is_said_once() -> None:
+    part = {"name": "old", "source": "x", "ratio": 0.2}
+    with pytest.raises(UserError, match="it has no parts") as none:
+        spec(mixture={"parts": []})
+    with pytest.raises(UserError, match="unknown key 'raito'") as typo:
+        spec(mixture={"parts": [{**part, "raito": 0.1}]})
+    assert [str(error.value).count("\n") for error in (none, typo)] == [0, 0]

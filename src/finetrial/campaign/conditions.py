@@ -159,10 +159,16 @@ def condition(
             f"{place}: [{where}.mixture] unit 'tokens': how many steps an epoch takes is not known before the rows are "
             "mixed; give training.max_steps"
         )
+    model = validated(ModelConfig, own["model"], place, f"{where}.model")
+    if model.lora_dropout and (practises or options["set_diversity"] is not None):
+        raise UserError(
+            f"{place}: [{where}.model] lora_dropout is {model.lora_dropout}, but completions are sampled without it: "
+            "what would be trained is not what was sampled; write model.lora_dropout = 0 here"
+        )
     return Condition(
         name=shown,
         question=written.question,
-        model=validated(ModelConfig, own["model"], place, f"{where}.model"),
+        model=model,
         data=validated(DataConfig, own["data"], place, f"{where}.data"),
         score=validated(ScoreConfig, own["score"], place, f"{where}.score"),
         selection=validated(SelectionConfig, own["selection"], place, f"{where}.selection"),

@@ -55,11 +55,13 @@ class MixtureConfig(Config):
     unit: Literal["rows", "tokens"] = Field(
         default="rows", description="what the ratios count: rows, or the tokens of them that are learnt"
     )
-    parts: tuple[PartConfig, ...] = Field(min_length=1)
+    parts: tuple[PartConfig, ...] = Field(description="`[[mixture.parts]]`, one or more")
 
     @model_validator(mode="after")
     def _adds_up(self) -> "MixtureConfig":
         names = [part.name for part in self.parts]
+        if not names:
+            raise ValueError("it has no parts: give [[mixture.parts]], or leave the table out")
         if len(set(names)) < len(names) or SELECTED in names:
             raise ValueError(f"parts need names of their own, other than '{SELECTED}', which stands for the selection")
         corners = self._corners
