@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetrial.campaign.describe import cost
 from finetrial.campaign.execute import RunOptions, make_plan, run
 from finetrial.campaign.plan import Run
 from finetrial.campaign.spec import load_spec
@@ -107,3 +108,14 @@ def test_a_prompt_is_what_comes_before_the_last_reply() -> None:
     task = last_turn(Example("a", "g", messages, meta={"kind": "x"}))
     assert [message["content"] for message in task.messages] == ["0", "1", "2"]
     assert (task.reference, task.meta) == ("3", {"kind": "x"})
+
+
+def test_a_plan_counts_what_sets_draw(varied: Path, tmp_path: Path) -> None:
+    def told(*overrides: str) -> dict:
+        options, spec = RunOptions(logs=tmp_path / "logs"), load_spec(varied, overrides)
+        prepared, decided, _ = make_plan(spec, options, lambda _: None)
+        return cost(spec, prepared, decided, options)
+
+    drawn = told()["tokens"] - told("set_diversity.every_n_steps=2")["tokens"]
+    assert drawn == 2 * (1 * 2 * 3 * 6)  # seeds × (samplings spared × prompts × completions × longest)
+    assert "at most" in told()["sentences"][0]

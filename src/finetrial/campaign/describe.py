@@ -1,6 +1,7 @@
 """What a plan costs and can detect, and how far a campaign is: plain facts for the terminal and for programs."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ def cost(spec: Spec, prepared: Prepared, decided: Plan, options: RunOptions) -> 
     mixed = [told for row in conditions for told in row["mixture"].values()]
     sentences = [
         f"{len(decided.pending)} of {len(decided.runs)} runs to train, in {len(groups)} cohorts; "
-        f"{'at most' if 'rl' in tokens or _may_stop(spec, decided) else 'about'} {trained:,} tokens through the base",
+        f"{'at most' if _at_most(spec, decided) else 'about'} {trained:,} tokens through the base",
         *(_time(objective, tokens[objective], speeds[objective]) for objective in objectives),
         *(part["sentence"] for part in mixed),
         *_guards(spec, decided),
@@ -146,7 +147,10 @@ def _mixed(condition: Condition, run: Run) -> dict[str, dict[str, Any]]:
     return told
 
 
-def _may_stop(spec: Spec, decided: Plan) -> bool:
+def _at_most(spec: Spec, decided: Plan) -> bool:
+    """Whether runs may take fewer tokens than planned: completions end themselves, and guards stop."""
+    if any("rl" in run.science or "set_diversity" in run.science for run in decided.pending):
+        return True
     rules = [spec.condition(run.condition).stopping for run in decided.pending]
     return any(rule is not None and (rule.patience is not None or rule.floor is not None) for rule in rules)
 
@@ -172,7 +176,8 @@ def _guards(spec: Spec, decided: Plan) -> list[str]:
 def _tokens(spec: Spec, run: Run) -> int:
     """Tokens that a run puts through the base: batches of average rows, those of a mixture by their shares (shares of
     tokens taken for shares of rows). Of practice at most: prompts and completions of the greatest length, drawn as
-    often as dynamic sampling may, and learnt from in every epoch over them."""
+    often as dynamic sampling may, and learnt from in every epoch over them. Sets of completions are drawn beside the
+    rows, at most at their greatest length, too."""
     condition = spec.condition(run.condition)
     per_row = _per_row(run.selection.facts)
     if condition.rl is not None:
@@ -183,7 +188,13 @@ def _tokens(spec: Spec, run: Run) -> int:
         share_G = shares(condition.mixture, run.steps).mean(axis=0)
         facts = [run.selection.facts, *(run.parts[name].facts for name in condition.mixture.names[1:])]
         per_row = float(share_G @ [_per_row(of) for of in facts])
-    return round(run.steps * condition.training.batch_size * per_row)
+    beside = 0
+    if condition.set_diversity is not None:
+        sets = condition.set_diversity
+        samplings = math.ceil(run.steps / sets.every_n_steps)
+        completions = sets.n_generations * min(sets.max_examples, len(run.selection.ids))
+        beside = samplings * completions * sets.sampling.max_tokens
+    return round(run.steps * condition.training.batch_size * per_row) + beside
 
 
 def _per_row(facts: Mapping[str, Any]) -> float:
