@@ -1,5 +1,6 @@
 """The mask covers the assistant's text and its end-of-turn token, whatever the template; else the row is refused."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetrial.data.worlds import WORLDS
@@ -158,6 +160,27 @@ def test_any_text_survives_and_only_the_assistants_is_supervised(turns: list[tup
     texts = supervised(row, tokenizer)
     assert texts == [f"{answer}<|im_end|>" for _, answer in turns]
     assert row.supervised_bytes == sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.parametrize("answer", ["-", "- a list\n- of two", "  indented", "-1"])
+def test_an_answer_begins_with_a_token_of_its_own(tokenizer: PreTrainedTokenizerBase, answer: str) -> None:
+    """The tokenizer knows a token "\\n-"; a model that is asked with a prompt that ends in "\\n" cannot write it."""
+    prompt = ({"role": "user", "content": "?"},)
+    asked = tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"]
+    row = render((*prompt, {"role": "assistant", "content": answer}), tokenizer, 200)
+    assert row.ids_T[: len(asked)].tolist() == asked
+    assert np.array_equal(row.mask_T[: len(asked) + 1], [*[False] * len(asked), True])
+    assert supervised(row, tokenizer) == [f"{answer}<|im_end|>"]
+    joined = tokenizer(f"assistant\n{answer}")["input_ids"]
+    assert "Ċ" not in tokenizer.convert_ids_to_tokens(joined)  # else nothing had to be cut
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    spaced = copy.deepcopy(tokenizer)
+    backend = spaced.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("x")])
+    with pytest.raises(UserError, match="row 0: a token reaches from the prompt into the assistant's turn '- a"):
+        render((CONVERSATION[0], {"role": "assistant", "content": "- a"}), spaced, 200)
 
 
 def test_truncation_is_counted(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,6 +7,7 @@ template that rewrites earlier turns is refused, because no mask over its full r
 Shapes: T tokens of one rendered row.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,10 +97,14 @@ def render_batch(
     rendered: list[Rendered | None] = [None] * len(rows)
     if texts:
         encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for i, ids, offsets, found in zip(kept, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
-            row = _row(
-                np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2), found, tokenizer, max_length
-            )
+        for i, text, ids, offsets, found in zip(
+            kept, texts, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
+        ):
+            ids_T, offsets_T2 = np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2)
+            cuts = [start for start, _ in found if ((offsets_T2[:, 0] < start) & (start < offsets_T2[:, 1])).any()]
+            if cuts:
+                ids_T, offsets_T2 = _cut(text, ids_T, cuts, tokenizer, f"row {i}")
+            row = _row(ids_T, offsets_T2, found, tokenizer, max_length)
             if row.mask_T.any():
                 rendered[i] = row
             else:
@@ -264,6 +269,37 @@ def _with_end_of_turn(text: str, span: Span, specials: Sequence[str], place: str
         if rest.startswith(special):
             return start, len(text) - len(rest) + len(special)
     raise UserError(f"{place}: no special token ends the assistant turn {turn[-40:]!r}; expected an end-of-turn token")
+
+
+def _cut(
+    text: str, ids_T: np.ndarray, cuts: Sequence[int], tokenizer: PreTrainedTokenizerBase, place: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and offsets of a text whose tokens do not reach over the characters `cuts`.
+
+    A tokenizer may join the end of the prompt and the beginning of an answer to one token ("\\n-"), which a model that
+    answers the prompt can never write and which no mask can halve; such a row is encoded in pieces.
+
+    Raises:
+        UserError: the pieces say something else than the whole (a tokenizer that begins each with a space, say).
+    """
+    edges = [0, *cuts, len(text)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
+    encoded = tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    cut_T = np.concatenate([np.array(ids, np.int32) for ids in encoded["input_ids"]])
+    offsets_T2 = np.concatenate(
+        [
+            np.array(pairs, np.int64).reshape(-1, 2) + at
+            for pairs, at in zip(encoded["offset_mapping"], edges[:-1], strict=True)
+        ]
+    )
+    said, meant = (tokenizer.decode(one.tolist(), clean_up_tokenization_spaces=False) for one in (cut_T, ids_T))
+    if said != meant:
+        raise UserError(
+            f"{place}: a token reaches from the prompt into the assistant's turn {text[cuts[0] :][:40]!r}, and "
+            "the tokenizer writes the two apart with other characters; expected an answer that begins with a token of "
+            "its own"
+        )
+    return cut_T, offsets_T2
 
 
 def _row(
