@@ -41,10 +41,13 @@ METRICS: dict[str, Metric] = {
     "acc": _PROPORTION,
     "acc_norm": _PROPORTION,
     "acc_letter": _PROPORTION,
+    "acc_bytes": _PROPORTION,
+    "acc_mutual_info": _PROPORTION,
     "gold_logp": Metric("higher", "nats", None, 0.0),
     "gold_logp_letter": Metric("higher", "nats", None, 0.0),
     "correct_relaxed": _PROPORTION,
     "exact_match": _PROPORTION,
+    "em": _PROPORTION,
     "f1": _PROPORTION,
     "resolved": _PROPORTION,
     "success": _PROPORTION,
@@ -77,7 +80,8 @@ def pass_at(metric: str) -> int | None:
 
 
 def known(metric: str) -> Metric | None:
-    """What is known of `metric`, or None."""
+    """What is known of `metric`, or None; `exact_match,strict` is `exact_match` of answers that were read one way."""
+    metric = metric.partition(",")[0]
     if pass_at(metric) is not None:
         return _PROPORTION
     order = _ORDER_N.fullmatch(metric)

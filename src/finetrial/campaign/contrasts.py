@@ -16,10 +16,11 @@ METRICS = {
     "tasks": ("correct", "completion_tokens", "correct_relaxed"),
     "choice": ("acc", "acc_norm", "gold_logp", "acc_letter", "gold_logp_letter"),
     "conversation": ("score", "completion_tokens"),
+    "lm_eval": ("acc", "acc_norm", "exact_match"),
 }
 """What suites of each kind measure, the first by default. `pass@k` is derived from `correct`; `correct_relaxed` is
 there for choices, and suites of tasks with several samples measure texts too (`EvaluationConfig.metrics`). Graders of
-other kinds give other metrics (`graded_as`)."""
+other kinds give other metrics (`graded_as`), and a task of lm-evaluation-harness gives those of its own."""
 
 
 def graded_as(kind: str, grader: GraderConfig | RewardModelConfig | None) -> tuple[str, ...]:
@@ -181,7 +182,12 @@ def _kind(suite: str, contrast: Contrast, file: File, kinds: Mapping[str, str], 
 
 
 def _check_metric(metric: str, where: str, suites: Sequence[str], kind: str, file: File) -> None:
-    """Refuse a metric that one of these suites of one kind does not measure."""
+    """Refuse a metric that one of these suites of one kind does not measure.
+
+    What a task of the harness measures is not known before it is loaded; `prepare` asks for it.
+    """
+    if kind == "lm_eval":
+        return
     for name in suites:
         known = _measured(name, kind, file)
         k = pass_at(metric) if kind == "tasks" and "correct" in known else None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from finetrial.campaign.health import alive
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.measures import choice, likelihood, tasks
+from finetrial.campaign.measures import choice, harness, likelihood, tasks
 from finetrial.campaign.measures.examinee import Examinee
 from finetrial.campaign.plan import Plan, Suite
 from finetrial.campaign.settings import BASE
@@ -43,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "choice": Kind(choice.measure, choice.outcomes),
     "tasks": Kind(tasks.measure, tasks.outcomes, tasks.answers),
     "conversation": Kind(tasks.measure, tasks.outcomes, tasks.answers),
+    "lm_eval": Kind(harness.measure, harness.outcomes),
 }
 """Every kind of suite."""
 

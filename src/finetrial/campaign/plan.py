@@ -53,7 +53,7 @@ class Suite:
     """Of the items' content, the rendering and the base's template (of tasks also of sampling and grading); enters
     every outcome."""
     kind: str = "perplexity"
-    """`perplexity`, `tasks`, `choice` or `conversation`."""
+    """`perplexity`, `tasks`, `choice`, `conversation` or `lm_eval`."""
     step: int | None = None
     """Set where adapters are measured as they were after this step; the items are those of `of`."""
     prompt: str = field(default="", compare=False)

@@ -69,6 +69,11 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
         checks += [Check(c["check"], c["passed"], c["detail"]) for c in (*prepared.integrity, *known)]
         checks += [_suite(name, prepared, base, spec) for name in prepared.suites]
         checks += [_exam(name, exam, launch) for name, exam in prepared.tasks.exams.items()]
+        checks += [
+            Check(f"suite {suite.name} can be asked", True, f"{suite.description}; begins {suite.prompt!r}")
+            for suite in prepared.inputs.suites
+            if suite.kind == "lm_eval"
+        ]
         for run in first:
             checks += _condition(launch, run, Path(scratch))
     checks.append(_disk(spec, base, logs))

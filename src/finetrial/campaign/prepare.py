@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.folder import Folder, Say
+from finetrial.campaign.harness import Harness, check_metrics, harness_suite, load
 from finetrial.campaign.plan import Inputs
 from finetrial.campaign.pools import (
     Pool,
@@ -72,7 +73,9 @@ class Prepared:
     facts: dict[str, Any]
     """The manifest's `data` table."""
     tasks: Tasks
-    """What is practised on, and the items of the suites of kind `tasks`."""
+    """What is practised on, and the items of the suites of kind `tasks`, `choice` and `conversation`."""
+    harness: Mapping[str, Harness] = field(default_factory=dict)
+    """What the suites of kind `lm_eval` ask."""
     prompts: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Content hash of a task -> int64 tokens of its prompt."""
     integrity: list[dict[str, Any]] = field(default_factory=list)
@@ -80,7 +83,8 @@ class Prepared:
     @property
     def items(self) -> dict[str, Sequence[Example | Task]]:
         """Suite -> its items, of every kind."""
-        return {**self.suites, **{name: exam.tasks for name, exam in self.tasks.exams.items()}}
+        exams = {name: exam.tasks for name, exam in self.tasks.exams.items()}
+        return {**self.suites, **exams, **{name: one.items for name, one in self.harness.items()}}
 
     def prompts_of(self, tasks: Sequence[Task]) -> list[np.ndarray]:
         """The prompts of these tasks."""
@@ -139,7 +143,11 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
     declared = [suite for suite in spec.suites if suite.kind == "perplexity"]
     parts = {suite.name: part_of(suite, read(suite.source, limit=suite.limit).examples) for suite in declared}
     suites = {**(tests.sets if tests else {}), **{name: tuple(items) for name, (items, _) in parts.items()}}
-    tasks = read_all(spec, suites)
+    harness = {suite.name: load(suite, tokenizer) for suite in spec.suites if suite.kind == "lm_eval"}
+    check_metrics(spec, harness)
+    asked = {name: questions(one.items) for name, one in harness.items()}
+    tasks = read_all(spec, {**suites, **asked})
+    tasks = replace(tasks, examined={**tasks.examined, **asked})
     for name, exam in tasks.exams.items():
         say(f"tasks: {len(exam.tasks)} in suite {name}")
     rows = None
@@ -157,6 +165,7 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
         for name, items in suites.items()
     }
     planned |= {name: exam_suite(name, exam, spec, key, tokenizer) for name, exam in tasks.exams.items()}
+    planned |= {name: harness_suite(one, spec, key) for name, one in harness.items()}
     order = [*(tests.sets if tests else {}), HELD_OUT, *(suite.name for suite in spec.suites)]
     inputs = Inputs(
         base_key=key,
@@ -172,6 +181,7 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
         suites=suites,
         facts=(_facts(spec, rows) if rows else {}) | (_task_facts(tasks) if tasks.exams else {}),
         tasks=tasks,
+        harness=harness,
         prompts=prompts,
         integrity=_guarded(rows, tasks, len(planned)),
     )

@@ -79,7 +79,7 @@ SuiteGrader = Annotated[
 ]
 """What may grade the completions of a suite: any grader, or a reward model."""
 
-SuiteKind = Literal["perplexity", "tasks", "choice", "conversation"]
+SuiteKind = Literal["perplexity", "tasks", "choice", "conversation", "lm_eval"]
 
 _ASKED = {"source", "instruction", "system", "where", "subset"}
 _DRAWN = {"samples", "temperature", "top_p", "max_tokens"}
@@ -88,10 +88,11 @@ KEYS: dict[str, set[str]] = {
     "tasks": {*_ASKED, "grader", *OWN_SETTINGS},
     "choice": {*_ASKED, "lead"},
     "conversation": {"source", "subset", "references", "system", "grader", "temperatures", *_DRAWN},
+    "lm_eval": {"task", "include_path", "num_fewshot", "chat_template"},
 }
 """What suites of each kind know beside `name`, `kind`, `limit` and `category`."""
 
-NEEDED = {"conversation": ("source", "grader")}
+NEEDED = {"conversation": ("source", "grader"), "lm_eval": ("task",)}
 """Keys that suites of a kind must have; of other kinds `source`."""
 
 OF_CONVERSATIONS = ("judge", "reward_model", "function", "exact", "numeric", "math")
@@ -139,6 +140,16 @@ class SuiteConfig(Config):
     temperatures: Literal["mt_bench"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
         description="conversation: by category, in place of `temperature`; mt_bench: those of MT-Bench",
+    )
+    task: str = Field(default="", description="lm_eval: a task or group by name, or the path of its YAML")
+    include_path: str = Field(default="", description="lm_eval: a folder with further tasks in YAML")
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="lm_eval: examples in the prompt; default the task's own number"
+    )
+    chat_template: bool = Field(
+        default=False,
+        description="lm_eval: prompts are a user's message in the base's chat template; false, as the harness has it: "
+        "bare text",
     )
 
     @model_validator(mode="after")

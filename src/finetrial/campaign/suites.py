@@ -56,7 +56,7 @@ def text_suite(
         ),
         prompt=""
         if first is None
-        else _shown(str(tokenizer.decode(first.ids_T[: int(np.argmax(first.mask_T))].tolist()))),
+        else shown(str(tokenizer.decode(first.ids_T[: int(np.argmax(first.mask_T))].tolist()))),
         facts=dict(facts),
     )
 
@@ -116,7 +116,7 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
         groups=len({task.group for task in exam.tasks}),
         hash=digest(content),
         kind=exam.kind,
-        prompt=_shown(prompt_text(first.messages, tokenizer) + exam.lead),
+        prompt=shown(prompt_text(first.messages, tokenizer) + exam.lead),
         facts={**facts, **({} if exam.chance is None else {"chance": exam.chance})},
     )
 
@@ -152,5 +152,6 @@ def _check_ids(name: str, ids: Sequence[str]) -> None:
         raise UserError(f"suite {name!r} has repeated ids")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """What is kept of a first prompt."""
     return text if len(text) <= SHOWN else f"… {text[-SHOWN:]}"

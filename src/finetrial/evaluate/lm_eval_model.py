@@ -110,14 +110,7 @@ class StackLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text; an unfinished last message of the assistant is left open."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        return chat(self.tokenizer, chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding writes it) of each continuation after its context."""
@@ -276,14 +269,8 @@ def evaluate_all(
         raise UserError(f"an adapter is called '{BASE}', which is the name of the base; rename it")
     if not tasks:
         raise UserError("there are no tasks to evaluate")
-    loaded = (task_manager or TaskManager()).load(list(tasks))
-    for task in loaded["tasks"].values():
-        given = task.get_config("num_fewshot")
-        if given is None or (num_fewshot is not None and given != 0):  # 0 in a task's own configuration stays
-            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    loaded = load_tasks(tasks, task_manager, num_fewshot, fewshot_seed)
     lm = StackLM(base, list(adapters.values()), batch_tokens, seed=seed)
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=fewshot_seed)
     found = {BASE: evaluator.evaluate(lm, loaded, **options)}
     with _same_requests(loaded["tasks"].values()) as renew:
         for n, name in enumerate(adapters):
@@ -291,6 +278,47 @@ def evaluate_all(
             renew()
             found[name] = evaluator.evaluate(lm, loaded, **options)
     return found
+
+
+def load_tasks(
+    tasks: Sequence[Any], task_manager: Any = None, num_fewshot: int | None = None, fewshot_seed: int = FEWSHOT_SEED
+) -> dict[str, Any]:
+    """The harness's tasks (`tasks`: name -> task) and groups, with their examples in the prompt settled.
+
+    Args: as for `evaluate_all`.
+
+    Raises:
+        UserError: a name that is no task, or a task that cannot be loaded (its data is not there, say).
+    """
+    manager = task_manager or TaskManager()
+    try:
+        loaded = manager.load(list(tasks))
+    except KeyError as error:
+        wanted = next((str(one) for one in tasks if isinstance(one, str)), "")
+        raise UserError(
+            f"lm-evaluation-harness knows no task {wanted!r}{nearest(wanted, manager.all_tasks)}; expected a name (see "
+            "`lm-eval ls tasks`), or the path of a YAML file"
+        ) from error
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise UserError(f"lm-evaluation-harness cannot load {list(tasks)}: {error}") from error
+    for task in loaded["tasks"].values():
+        given = task.get_config("num_fewshot")
+        if given is None or (num_fewshot is not None and given != 0):  # 0 in a task's own configuration stays
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=fewshot_seed)
+    return loaded
+
+
+def chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """A conversation as text; an unfinished last message of the assistant is left open."""
+    return str(
+        tokenizer.apply_chat_template(
+            history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+    )
 
 
 @contextlib.contextmanager
