@@ -15,14 +15,16 @@ from finetrial.train.credit import (
     Tokens,
     credit,
     entropy_mask,
+    grpo_s,
     gtpo_published,
     gtpo_weights,
     hicra,
     sepa_amplify,
     sepa_pool,
+    shaped,
     uncertainty,
 )
-from finetrial.train.rl_config import RLConfig, TransformMode
+from finetrial.train.rl_config import OF_RIGHT_AND_WRONG, RLConfig, TransformMode
 
 NAN = float("nan")
 SURPRISAL = [0.2, 0.3, 1.8, 0.1, 0.9, 0.2, 2.1, 0.3, 0.1, 0.2]
@@ -198,6 +200,36 @@ def test_gtpo_as_published_sums_to_0_within_each_class(group: list[list[tuple[fl
         assert found[(t.reward_G == sign)[t.owner_N]].sum() == pytest.approx(0, abs=1e-5)
 
 
+def test_shaped_rewards_of_a_place_sum_to_how_many_there_are_where_the_weights_sum_to_1():
+    t = tokens(ENTROPIES, rewards=[1, 1, 0, 0])
+    for reward, want in ((1, [2, 2, 1]), (0, [-2, -2, -1, -1])):
+        mine_N = (t.reward_G == reward)[t.owner_N]
+        at_M = t.position_N[mine_N]
+        found_M = shaped(reward, t.uncertainty_N[mine_N], at_M, 0.9, 0.1, 0.01)
+        assert np.bincount(at_M, found_M) == pytest.approx(want)
+
+
+def test_grpo_s_shapes_whole_completions():
+    means = np.array([0.5666666667, 1.25, 0.725, 0.45])
+    want = [1.0623853211, 1.1376146789, -1.0765957447, -1.1234042553]
+    found = [
+        *shaped(1, means[:2], np.zeros(2, int), 1.0, 0.1, 0.01),
+        *shaped(0, means[2:], np.zeros(2, int), 1, 0.1, 0.01),
+    ]
+    assert found == pytest.approx(want)
+    t = tokens(ENTROPIES, rewards=[1, 1, 0, 0])
+    assert grpo_s(t, 1.0, 0.1, 0.01) == pytest.approx([-1] * 3 + [1] * 2 + [1] * 4 + [-1] * 2, abs=1e-4)
+    three = tokens([[0.5], [1.0, 1.0], [3.0], [2.0], [1.0]], rewards=[1, 1, 1, 0, NAN])
+    assert grpo_s(three, 1.0, 0.1, 0.01) == pytest.approx([-0.9258, -0.4629, -0.4629, 1.3887, 0, 0], abs=1e-4)
+
+
+@pytest.mark.parametrize("rewards", [[1, 1, 1, 1], [0, 0, 0, 0], [1, NAN, NAN, NAN]])
+def test_grpo_s_is_silent_on_groups_that_teach_nothing_and_refuses_partial_rewards(rewards: list[float]):
+    assert not grpo_s(tokens(ENTROPIES, rewards=rewards), 1.0, 0.1, 0.01).any()
+    with pytest.raises(UserError, match=r"'grpo_s' needs rewards 0 or 1; found 0\.5"):
+        grpo_s(tokens(ENTROPIES, rewards=[1, 0.5, 0, 0]), 1.0, 0.1, 0.01)
+
+
 def test_the_mask_keeps_the_most_uncertain_tokens_of_the_group():
     t = tokens([[1.0, 4.0], [3.0, 2.0]])
     assert entropy_mask(t, 0.5).tolist() == [False, True, True, False]
@@ -223,7 +255,7 @@ def test_delight_gates_by_advantage_times_surprisal():
     assert [a_T.tolist() for a_T in none] == [[1, 1], [-1]]
 
 
-@given(GROUP, st.sampled_from(sorted(set(TRANSFORMS) - {"gtpo_published"})), st.floats(0, 1))
+@given(GROUP, st.sampled_from(sorted(set(TRANSFORMS) - {*OF_RIGHT_AND_WRONG})), st.floats(0, 1))
 def test_credit_keeps_shapes_and_no_advantage_stays_none(
     group: list[list[tuple[float, bool]]], mode: str, strength: float
 ):
@@ -235,7 +267,7 @@ def test_credit_keeps_shapes_and_no_advantage_stays_none(
     assert shared(mode, [], [], [], strength).advantage == []
 
 
-@given(GROUP, st.sampled_from(sorted(set(TRANSFORMS) - {"gtpo_published", "entropy_mask"})))
+@given(GROUP, st.sampled_from(sorted(set(TRANSFORMS) - {*OF_RIGHT_AND_WRONG, "entropy_mask"})))
 def test_completions_do_not_depend_on_their_neighbours(group: list[list[tuple[float, bool]]], mode: str):
     values, planning = split(group)
     together = shared(mode, [2.0] * len(group), values, planning, 0.7).advantage

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from finetrial.train.policy_loss import LOG_RATIO_LIMIT, Rows, kl_penalty, policy_loss, token_weights
 from finetrial.train.rl_config import LossConfig
 
-KINDS = ("ppo", "gspo", "cispo")
+KINDS = ("ppo", "gspo", "grpo_s", "cispo")
+OF_ROWS = ("gspo", "grpo_s")
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
 MAX_TOKENS = 16
 POLICY, REF = [0.4, 0.4, 0.1, 0.1], [0.5, 0.3, 0.15, 0.05]
@@ -75,15 +76,16 @@ def chosen(rows: Rows, places, row_M) -> Rows:
 
 
 def plain_loss(config: LossConfig, logp, rows: Rows, weight):
-    """The same loss from differentiable operations; gspo over whole rows, whose advantage and weight are constant."""
+    """The same loss from differentiable operations; of whole rows, advantage and weight are constant in each."""
     take = rows.mask_M
-    if config.kind == "gspo":
+    if config.kind in OF_ROWS:
         total = logp.new_zeros(())
         for s in rows.row_M.unique():
             mine = take & (rows.row_M == s)
             if not mine.any():
                 continue
-            ratio = (logp - rows.old_logp_M)[mine].mean().exp()
+            gap = (logp - rows.old_logp_M)[mine]
+            ratio = gap.mean().exp() if config.kind == "gspo" else gap.exp().mean()
             advantage = rows.advantage_M[mine][0]
             bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
             total = total - torch.minimum(ratio * advantage, bounded * advantage) * weight[mine].sum()
@@ -143,6 +145,18 @@ def test_gspo_takes_the_geometric_mean_of_a_rows_ratios():
         assert found.clipped_M.tolist() == [clipped] * 3
         slope = 0.0 if clipped else -0.9834714538 * advantage / 3
         assert found.slope_M.tolist() == pytest.approx([slope] * 3, abs=1e-9)
+
+
+def test_grpo_s_takes_the_arithmetic_mean_of_a_rows_ratios():
+    config = LossConfig(kind="grpo_s", clip_low=0.2, clip_high=0.28)
+    for advantage, want, clipped in ((0.5, -0.64, True), (-0.5, 0.75, False)):
+        rows = rows_of([-1.0, -2.0], advantage)
+        logp = rows.old_logp_M + numbers([2.5, 0.5]).log()  # mean 1.5
+        found = policy_loss(config, logp, rows, torch.full((2,), 0.5))
+        assert found.ratio_M.tolist() == pytest.approx([1.5, 1.5])
+        assert found.loss_M.sum().item() == pytest.approx(want)
+        assert found.clipped_M.tolist() == [clipped] * 2
+        assert found.slope_M.tolist() == pytest.approx([0.0, 0.0] if clipped else [0.625, 0.125])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +250,7 @@ def test_slopes_are_autograds(kind, kl, tis_cap, dual_clip, aggregation, lengths
     logp, rows, taking_part = batch(lengths, seed)
     bound = None if kind == "cispo" else dual_clip
     config = LossConfig(kind=kind, kl=kl, tis_cap=tis_cap, dual_clip=bound, kl_coef=0.3, aggregation=aggregation)
-    if kind == "gspo":  # the sequence form: one advantage per row, no token terms
+    if kind in OF_ROWS:  # the sequence form: one advantage per row, no token terms
         config = LossConfig(kind=kind, aggregation=aggregation)
         rows = Rows(**{**vars(rows), "advantage_M": rows.advantage_M[rows.row_M]})
     weight = weights_of(aggregation, taking_part, rows.row_M)

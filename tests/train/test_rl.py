@@ -106,7 +106,7 @@ def weights_of(result) -> torch.Tensor:
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 1.0}, {"temperature": 0.6}, {"temperature": 1.4, "top_p": 0.8, "top_k": 300}]
 )
-@pytest.mark.parametrize("kind", ["ppo", "gspo", "cispo"])
+@pytest.mark.parametrize("kind", ["ppo", "gspo", "grpo_s", "cispo"])
 def test_the_first_update_of_a_step_is_exactly_on_policy(tmp_path, sampling, kind):
     run = practising(tmp_path, rl={"sampling": sampling, "loss": {"kind": kind}})
     train_cohort(model(), [run], 3, tmp_path / "checkpoint")

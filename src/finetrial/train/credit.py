@@ -67,13 +67,13 @@ def credit(
     Args:
         config: mode and parameters.
         advantage: (G,) from `advantages`; or G arrays (T,) where tokens have their own already.
-        rewards_G: (G,) rewards, NaN where missing. gtpo_published starts from these and not from the advantage.
+        rewards_G: (G,) rewards, NaN where missing. gtpo_published and grpo_s start from these, not from the advantage.
         uncertainty: G arrays (T,), see `uncertainty`.
         planning: G arrays (T,) bool.
         sepa_lambda: strength of pooling in [0, 1]; of modes with sepa in their name.
 
     Raises:
-        UserError: gtpo_published meets a reward other than 0 or 1.
+        UserError: gtpo_published or grpo_s meets a reward other than 0 or 1.
     """
     lengths_G = np.array([len(u_T) for u_T in uncertainty], dtype=np.int64)
     if [len(p_T) for p_T in planning] != lengths_G.tolist() or not len(advantage) == len(rewards_G) == len(lengths_G):
@@ -162,24 +162,69 @@ def gtpo_published(tokens: Tokens, alpha1: float, alpha2: float, entropy_floor: 
         UserError: a reward other than 0 or 1.
     """
     out_N = np.zeros(len(tokens.owner_N))
-    graded_G = ~np.isnan(tokens.reward_G)
-    if odd := sorted({float(r) for r in tokens.reward_G[graded_G]} - {0.0, 1.0}):
-        raise UserError(
-            f"transform_mode 'gtpo_published' needs rewards 0 or 1; found {odd[0]!r}. Expected plain grades"
-        )
-    if not informative(tokens.reward_G):
+    if not _right_or_wrong(tokens.reward_G, "gtpo_published"):
         return out_N
-    floored_N = np.maximum(tokens.uncertainty_N, entropy_floor)
-    for right, sign, mass_N in ((1.0, 1.0, tokens.uncertainty_N), (0.0, -1.0, 1 / floored_N)):
-        mine_N = (tokens.reward_G == right)[tokens.owner_N]
-        if not mine_N.any():
-            continue
-        at_M, mass_M = tokens.position_N[mine_N], mass_N[mine_N]
-        mean_M = np.bincount(at_M, mass_M)[at_M] / np.bincount(at_M)[at_M]
-        # Share times number of live sequences is mass over mean mass; where no token has any they share alike.
-        shaped_M = sign * (alpha1 + alpha2 * np.divide(mass_M, mean_M, out=np.ones(len(at_M)), where=mean_M > 0))
-        out_N[mine_N] = (shaped_M - shaped_M.mean()) / np.sqrt(shaped_M.var() + 1e-8)
+    for reward in (1.0, 0.0):
+        mine_N = (tokens.reward_G == reward)[tokens.owner_N]
+        out_N[mine_N] = _normalised(
+            shaped(reward, tokens.uncertainty_N[mine_N], tokens.position_N[mine_N], alpha1, alpha2, entropy_floor)
+        )
     return out_N
+
+
+def grpo_s(tokens: Tokens, beta1: float, beta2: float, entropy_floor: float) -> np.ndarray:
+    """GRPO-S (arXiv:2508.04349): the same as `gtpo_published` of whole completions and their mean entropies.
+
+    Right completions have the reward β1 + β2 (Ĥ / sum Ĥ) n, wrong ones -β1 - β2 ((1/Ĥ) / sum 1/Ĥ) m, with Ĥ the mean
+    entropy of a completion's tokens and n right, m wrong completions in the group. It belongs to a loss whose ratio is
+    the completion's mean one (`loss.kind = "grpo_s"`). What `gtpo_published` says of the normalisation holds here too.
+
+    Raises:
+        UserError: a reward other than 0 or 1.
+    """
+    out_G = np.zeros(len(tokens.reward_G))
+    if _right_or_wrong(tokens.reward_G, "grpo_s"):
+        mean_G = tokens.mean_G(tokens.uncertainty_N)
+        for reward in (1.0, 0.0):
+            mine_G = tokens.reward_G == reward
+            together = np.zeros(mine_G.sum(), np.int64)
+            out_G[mine_G] = _normalised(shaped(reward, mean_G[mine_G], together, beta1, beta2, entropy_floor))
+    return out_G[tokens.owner_N]
+
+
+def shaped(
+    reward: float, entropy_M: np.ndarray, place_M: np.ndarray, outcome: float, share: float, entropy_floor: float
+) -> np.ndarray:
+    """Rewards (M,) of right (1) or wrong (0) things, before they are normalised: ±(outcome + share · part · count).
+
+    The part is that of a thing in the sum of H, of wrong ones in the sum of 1 / max(H, `entropy_floor`), over the
+    things at its place, and the count is of those. So the rewards at a place sum to ± its count where outcome + share
+    is 1 (proposition 2.2).
+
+    Args:
+        reward: 1 or 0.
+        entropy_M: entropy in nats of each thing: tokens, or completions.
+        place_M: int64, which of them compete: a token's index in its completion, or one number for all.
+        outcome: weight of having been right or wrong.
+        share: weight of the entropy.
+        entropy_floor: least entropy inside 1/H.
+    """
+    mass_M = entropy_M if reward else 1 / np.maximum(entropy_M, entropy_floor)
+    mean_M = (np.bincount(place_M, mass_M) / np.maximum(np.bincount(place_M), 1))[place_M]
+    # Part times count is mass over mean mass; where nothing has any they share alike.
+    relative_M = np.divide(mass_M, mean_M, out=np.ones(len(place_M)), where=mean_M > 0)
+    return (1.0 if reward else -1.0) * (outcome + share * relative_M)
+
+
+def _right_or_wrong(reward_G: np.ndarray, mode: str) -> bool:
+    """Whether the group has something to tell; its rewards are 0, 1 or missing."""
+    if odd := sorted({float(r) for r in reward_G[~np.isnan(reward_G)]} - {0.0, 1.0}):
+        raise UserError(f"transform_mode '{mode}' needs rewards 0 or 1; found {odd[0]!r}. Expected plain grades")
+    return informative(reward_G)
+
+
+def _normalised(shaped_M: np.ndarray) -> np.ndarray:
+    return (shaped_M - shaped_M.mean()) / np.sqrt(shaped_M.var() + 1e-8) if len(shaped_M) else shaped_M
 
 
 def entropy_mask(tokens: Tokens, share: float) -> np.ndarray:
@@ -219,6 +264,11 @@ def _gtpo_published(tokens: Tokens, config: RLConfig, _: float) -> tuple[np.ndar
     return gtpo_published(tokens, c.alpha1, c.alpha2, c.entropy_floor), tokens.uncertainty_N
 
 
+def _grpo_s(tokens: Tokens, config: RLConfig, _: float) -> tuple[np.ndarray, np.ndarray]:
+    c = config.gtpo
+    return grpo_s(tokens, c.alpha1, c.alpha2, c.entropy_floor), tokens.uncertainty_N
+
+
 def _delight(tokens: Tokens, config: RLConfig, strength: float) -> tuple[np.ndarray, np.ndarray]:
     gate_N = delight_gate(tokens, config.delight.eta)
     return tokens.advantage_N * ((1 - strength) + strength * gate_N), tokens.uncertainty_N
@@ -234,6 +284,7 @@ TRANSFORMS: dict[str, Transform] = {
     "gtpo_sepa_amp": lambda t, c, strength: _gtpo(t, c, sepa_amplify(t, strength, floor=False)),
     "gtpo_sepa_amp_c": lambda t, c, strength: _gtpo(t, c, sepa_amplify(t, strength, floor=True)),
     "gtpo_published": _gtpo_published,
+    "grpo_s": _grpo_s,
     "entropy_mask": lambda t, c, strength: (t.advantage_N * entropy_mask(t, c.mask.share), t.uncertainty_N),
     "delight": lambda t, c, strength: _delight(t, c, 1.0),
     "delight_sepa": _delight,

@@ -53,7 +53,7 @@ class PolicyLoss:
     clipped_M: Tensor
     """bool: the clip is active, which changes the gradient."""
     ratio_M: Tensor
-    """float64 probability over the old one; for gspo the row's geometric mean."""
+    """float64 probability over the old one; for gspo and grpo_s the row's geometric or arithmetic mean."""
     kl_M: Tensor | None
     """float64 configured estimate of the divergence from the base, unweighted; None without a reference."""
     tis_M: Tensor | None
@@ -72,6 +72,8 @@ def policy_loss(config: LossConfig, logp_M: Tensor, rows: Rows, weight_M: Tensor
     - `gspo`: the same with the row's ratio s = exp(mean of log ρ over its tokens that take part), in the form with
       token advantages (Zheng et al. 2025, arXiv:2507.18071, section 4.3): the value is that of s, and a token's slope
       is -s A where s is not clipped. With one advantage and weight per row it is the gradient of the sequence form.
+    - `grpo_s`: the same with the row's ratio s = mean of ρ over its tokens that take part (Tan et al. 2025,
+      arXiv:2508.04349): a token's slope is -ρ A where s is not clipped.
     - `cispo`: -sg(clip(ρ, 1 - clip_low, 1 + clip_high)) A log π (MiniMax-M1, arXiv:2506.13585, equations 4 and 5);
       every token keeps a gradient. `clip_low` of 1 or more is no lower bound. Its value means nothing by itself.
 
@@ -105,7 +107,9 @@ def policy_loss(config: LossConfig, logp_M: Tensor, rows: Rows, weight_M: Tensor
     if config.kind == "gspo":
         gap_M = torch.where(mask_M, _row_means(gap_M, mask_M, rows.row_M), 0.0)
     clamped_M = gap_M.abs() > LOG_RATIO_LIMIT
-    ratio_M = gap_M.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    token_ratio_M = ratio_M = gap_M.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    if config.kind == "grpo_s":
+        ratio_M = torch.where(mask_M, _row_means(torch.where(mask_M, ratio_M, 0.0), mask_M, rows.row_M), 1.0)
     within_M = ratio_M.clamp(1 - config.clip_low, 1 + config.clip_high)
     if config.kind == "cispo":
         clipped_M = within_M != ratio_M
@@ -117,7 +121,7 @@ def policy_loss(config: LossConfig, logp_M: Tensor, rows: Rows, weight_M: Tensor
             bound_M = torch.where(advantage_M < 0, -config.dual_clip * advantage_M, math.inf)
             loss_M = torch.minimum(loss_M, bound_M)
         clipped_M = loss_M != -ratio_M * advantage_M
-        slope_M = torch.where(clipped_M, 0.0, -ratio_M * advantage_M)
+        slope_M = torch.where(clipped_M, 0.0, -token_ratio_M * advantage_M)
 
     tis_M = None
     if config.tis_cap is not None:

@@ -22,10 +22,14 @@ TransformMode = Literal[
     "gtpo_sepa_amp",
     "gtpo_sepa_amp_c",
     "gtpo_published",
+    "grpo_s",
     "entropy_mask",
     "delight",
     "delight_sepa",
 ]
+OF_RIGHT_AND_WRONG = ("gtpo_published", "grpo_s")
+"""Modes that start from plain grades, 0 or 1, and from entropies."""
+
 UncertaintyKind = Literal["surprisal", "entropy", "predictive_variance"]
 
 
@@ -43,9 +47,9 @@ class GtpoConfig(Config):
     """`[rl.gtpo]`."""
 
     beta: float = Field(default=0.1, ge=0, description="weight of uncertainty in the multiplicative form")
-    alpha1: float = Field(default=1.0, gt=0, description="published form: weight of the outcome")
-    alpha2: float = Field(default=0.1, ge=0, description="published form: weight of the entropy share")
-    entropy_floor: float = Field(default=0.01, gt=0, description="published form: least entropy inside 1/H, in nats")
+    alpha1: float = Field(default=1.0, gt=0, description="gtpo_published, grpo_s: weight of the outcome")
+    alpha2: float = Field(default=0.1, ge=0, description="gtpo_published, grpo_s: weight of the entropy share")
+    entropy_floor: float = Field(default=0.01, gt=0, description="gtpo_published, grpo_s: least entropy in 1/H, nats")
 
 
 class HicraConfig(Config):
@@ -89,10 +93,12 @@ class PlanningConfig(Config):
 class LossConfig(Config):
     """`[rl.loss]`: the policy loss and how token losses become one number."""
 
-    kind: Literal["ppo", "gspo", "cispo"] = Field(default="ppo")
+    kind: Literal["ppo", "gspo", "grpo_s", "cispo"] = Field(
+        default="ppo", description="gspo and grpo_s: one ratio per completion, the geometric or the arithmetic mean"
+    )
     clip_low: float = Field(default=0.2, ge=0, description="ratios below 1 - clip_low are clipped")
     clip_high: float = Field(default=0.2, ge=0, description="ratios above 1 + clip_high are clipped")
-    dual_clip: float | None = Field(default=None, gt=1, description="ppo, gspo: bound of the loss where A < 0")
+    dual_clip: float | None = Field(default=None, gt=1, description="all but cispo: bound of the loss where A < 0")
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         default="token_mean", description="over all tokens; per sequence first; or sum over (sequences x max_tokens)"
     )
@@ -184,11 +190,11 @@ class RLConfig(Config):
                 f"advantage_mode '{self.advantage_mode}' needs rewards in [0, 1]; "
                 "overlong.cache and loss.kl_in = 'reward' take from them"
             )
-        if self.transform_mode == "gtpo_published" and shaped:
+        if self.transform_mode in OF_RIGHT_AND_WRONG and shaped:
             raise ValueError(
-                "transform_mode 'gtpo_published' needs plain grades; "
+                f"transform_mode '{self.transform_mode}' needs plain grades; "
                 "overlong.cache and loss.kl_in = 'reward' change them"
             )
-        if self.transform_mode == "gtpo_published" and self.uncertainty_kind != "entropy":
-            raise ValueError("transform_mode 'gtpo_published' needs uncertainty_kind = 'entropy'")
+        if self.transform_mode in OF_RIGHT_AND_WRONG and self.uncertainty_kind != "entropy":
+            raise ValueError(f"transform_mode '{self.transform_mode}' needs uncertainty_kind = 'entropy'")
         return self
