@@ -290,3 +290,11 @@ def test_labels_that_could_correct_nothing_are_refused_in_the_file(tmp_path: Pat
     path = written(tmp_path, Path("builtin"), "http://localhost:1/v1", more=f"\n[[analysis.labels]]\n{table}\n")
     with pytest.raises(UserError, match=told):
         load_spec(path)
+
+
+def test_labels_of_another_metric_than_the_contrasts_are_refused(tmp_path: Path) -> None:
+    more = '\n[[analysis.labels]]\nsuite = "talk"\nsource = "x"\n'
+    path = written(tmp_path, Path("builtin"), "http://localhost:1/v1", more=more)
+    assert load_spec(path).analysis.labels[0].suite == "talk"
+    with pytest.raises(UserError, match="no contrast is on it under 'score'"):
+        load_spec(path, ["contrasts.0.metric=completion_tokens"])

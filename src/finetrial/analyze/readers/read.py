@@ -143,7 +143,12 @@ def read_rows(
         chosen = ", ".join(f'CAST({_sql(column)} AS {TYPES[name]}) AS "{name}"' for name, column in columns.items())
         limits = [f'"{name}" IN ({", ".join(map(_text, values))})' for name, values in (where or {}).items()]
         query = f"SELECT * FROM (SELECT {chosen} FROM source) WHERE {' AND '.join(limits) or 'true'}"
-        return [_outcome(dict(zip(columns, row, strict=True))) for row in db.execute(query).fetchall()]
+        rows = [dict(zip(columns, row, strict=True)) for row in db.execute(query).fetchall()]
+    for k, row in enumerate(rows, 1):
+        for name in ("condition", "item"):
+            if row[name] is None:
+                raise UserError(f"{source}: row {k}: there is no {name}")
+    return [_outcome(row) for row in rows]
 
 
 def _outcome(row: Mapping[str, Any]) -> Outcome:
