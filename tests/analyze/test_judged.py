@@ -1,10 +1,15 @@
 """Judged contrasts corrected by labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from finetrial.analyze.judged import corrected_contrast
+from finetrial.analyze.contrast import AnalysisConfig, Contrast, Finding
+from finetrial.analyze.judge import judge
+from finetrial.analyze.judged import corrected_contrast, corrected_contrasts
 from finetrial.analyze.labels import corrected_mean
+from finetrial.analyze.table import OutcomeTable
 from finetrial.errors import UserError
 from finetrial.records import Outcome
 
@@ -89,4 +94,109 @@ def test_missing_judgments_are_no_part_of_a_mean():
     more = [outcome("new", 10, None, 3), outcome("old", 31, 0.5)]
     assert corrected_contrast(judged + more, labels, "new", "old", "exam") == corrected_contrast(
         judged, labels, "new", "old", "exam"
+    )
+
+
+def finding(**changed: object) -> Finding:
+    outcomes = [
+        Outcome(c, seed, "exam", f"i{i}", 0, "correct", 0.5 + 0.1 * (c == "new") + (0.01 + 0.001 * i) * seed)
+        for c in ("new", "old")
+        for seed in (1, 2, 3)
+        for i in range(6)
+    ]
+    contrast = Contrast(name="c", candidate="new", baseline="old", suite="exam", metric="correct")
+    (found,) = judge(OutcomeTable.read(outcomes), [contrast], AnalysisConfig(), primary_metric="correct")
+    return replace(found, **changed)  # type: ignore[arg-type]
+
+
+def test_a_finding_stands_beside_its_correction_with_a_warning_where_they_part():
+    judged, labels = drawn(200, 40, 0.2, 3)
+    bounds = {("exam", "correct"): (0.0, 1.0)}
+    confirmed = finding(verdict="CONFIRMED", margin=0.2)
+    (one,) = corrected_contrasts([confirmed], judged, labels, bounds)
+    assert one.corrected == corrected_contrast(judged, labels, "new", "old", "exam")
+    assert one.judge == pytest.approx(0.3, abs=0.02)
+    assert one.judge_ci[0] < one.judge < one.judge_ci[1]
+    assert (one.judge_conclusion, one.conclusion) == ("CONFIRMED", "FAILED")
+    assert one.warnings[0].startswith("the verdict CONFIRMED rests on the judge's grades; corrected by people's labels")
+    (same,) = corrected_contrasts([finding(verdict="CONFIRMED", margin=0.0)], judged, labels, bounds)
+    assert same.warnings == ()
+    lower = corrected_contrasts([finding(better="lower", verdict="INCONCLUSIVE", margin=0.0)], judged, labels, bounds)
+    assert (lower[0].judge_conclusion, lower[0].conclusion, lower[0].warnings) == ("FAILED", "FAILED", ())
+    worse = [replace(o, value=1 - o.value) for o in labels if o.value is not None]
+    (turned,) = corrected_contrasts([finding(verdict="INCONCLUSIVE", margin=0.0)], judged, worse, bounds)
+    assert "disagree in sign" in turned.warnings[0]
+    assert turned.warnings[1].startswith("by the judge's grades these runs are CONFIRMED")
+
+
+def test_agreement_is_over_labelled_completions_in_the_values_that_people_gave():
+    judged = [outcome(c, i, 0.9 if (i + (c == "new")) % 2 else 0.2, 1) for c in ("new", "old") for i in range(10)]
+    labels = [replace(o, value=float(round(o.value or 0))) for o in judged if o.item < "i006"]
+    bounds = {("exam", "correct"): (0.0, 1.0)}
+    (one,) = corrected_contrasts([finding()], judged, labels, bounds)
+    assert one.kappa is not None
+    assert one.kappa.kappa == pytest.approx(1)
+    assert (one.kappa.n, one.n_completions, one.weighted_kappa) == (12, 12, None)
+    graded = [replace(o, value=0.5) if o.item == "i000" else o for o in labels]
+    (three,) = corrected_contrasts([finding()], judged, graded, bounds)
+    assert three.weighted_kappa is not None
+    assert three.kappa is not None
+    assert three.kappa.kappa < three.weighted_kappa.kappa < 1
+    (alike,) = corrected_contrasts([finding()], [replace(o, value=1.0) for o in judged],
+                                   [replace(o, value=1.0) for o in labels], bounds)  # fmt: skip
+    assert (alike.kappa, alike.weighted_kappa) == (None, None)
+
+
+def test_turns_of_a_conversation_count_as_one():
+    rng = np.random.default_rng(0)
+    judged, labels = [], []
+    for k in range(20):
+        shift = float(rng.normal(0, 0.2))
+        for turn in (1, 2):
+            for condition, value in (("new", float(np.clip(0.5 + shift, 0, 1))), ("old", 0.4)):
+                one = Outcome(condition, 1, "exam", f"d{k:02d}/{turn}", 0, "correct", value, group=f"d{k:02d}")
+                judged.append(one)
+                if k < 8:
+                    labels.append(replace(one, group=None))
+    found = corrected_contrast(judged, labels, "new", "old", "exam")
+    assert (found.n_labelled, found.n_judged) == (8, 12)
+    single = [o for o in judged if o.item.endswith("1")], [o for o in labels if o.item.endswith("1")]
+    assert found.ci == pytest.approx(corrected_contrast(*single, "new", "old", "exam").ci)
+
+
+def test_where_people_labelled_everything_the_judge_is_not_needed():
+    judged, labels = drawn(20, 20, 0.3, 4)
+    found = corrected_contrast(judged, labels, "new", "old", "exam")
+    assert (found.weight, found.n_judged) == (0.0, 0)
+    assert found.estimate == pytest.approx(
+        np.mean([o.value for o in labels if o.condition == "new"])  # type: ignore[arg-type]
+        - np.mean([o.value for o in labels if o.condition == "old"])  # type: ignore[arg-type]
+    )
+
+
+def test_labels_that_cannot_be_right_are_named():
+    judged, labels = drawn(20, 5, 0.0, 1)
+    bounds = {("exam", "correct"): (0.0, 1.0)}
+    for wrong, told in [
+        (Outcome("nwe", 1, "exam", "i001", 0, "correct", 0.5), r"no condition 'nwe' \(did you mean 'new'\?\)"),
+        (Outcome("new", 1, "exam", "i0001", 0, "correct", 0.5), r"no item 'i0001' \(did you mean"),
+        (
+            outcome("new", 1, 0.5, 1),
+            r"of new's completion of item 'i001' \(seed 1, sample 0\): it is there twice",
+        ),
+        (outcome("new", 7, 7.0, 1), r"7 is outside 0\.\.1; expected the units of 'correct'"),
+        (outcome("new", 1, 0.5, 9), r"item 'i001': the judge gave no grade to new's completion \(9, 0\)"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            corrected_contrasts([finding()], judged, [*labels, wrong], bounds)
+    alone = [o for o in labels if o.condition == "new"]
+    with pytest.raises(UserError, match=r"labels of suite 'exam' under 'correct' correct nothing.*\['new'\]"):
+        corrected_contrasts([finding()], judged, alone, bounds)
+    assert corrected_contrasts([finding()], judged, alone, bounds, must=False) == []
+    with pytest.raises(UserError, match="correct nothing"):
+        corrected_contrasts([finding(minus_suite="other")], judged, labels, bounds)
+    scores = [[replace(o, metric="score", value=1 + 9 * (o.value or 0)) for o in rows] for rows in (judged, labels)]
+    (one,) = corrected_contrasts([finding(metric="score")], *scores, {("exam", "score"): (1.0, 10.0)})
+    assert one.corrected.estimate == pytest.approx(
+        9 * corrected_contrast(judged, labels, "new", "old", "exam").estimate
     )

@@ -214,5 +214,5 @@ def test_a_useless_judge_is_ignored() -> None:
     assert result.estimate == pytest.approx(human.mean())
     t = stats.ttest_1samp(human, 0).confidence_interval(0.95)
     assert result.ci == pytest.approx((t.low, t.high))
-    with pytest.raises(UserError, match="at least 3 and 2"):
+    with pytest.raises(UserError, match="at least 3 are required"):
         corrected_mean(human[:2], judge[:2], judge)

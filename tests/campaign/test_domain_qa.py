@@ -209,13 +209,14 @@ def test_a_judged_campaign_tests_charts_and_remembers_its_judge(
         first = launch()
         assert [check["passed"] for check in first["self_test"]["checks"]] == [True] * 4
         assert len(first["control"]["sessions"]) == 1
-        assert first["graded"] == 12
+        assert first["launch"]["graded"] == first["outcomes"]["graded"] == 12
         second = launch()
     baseline = len(second["control"]["sessions"][-1]["scores"])
-    assert second["requests"] == baseline == 3 * 6  # the chart alone is asked anew
+    assert second["launch"]["requests"] == baseline == 3 * 6  # the chart alone is asked anew
     assert len(second["control"]["sessions"]) == 2
     assert second["control"]["in_control"]
-    assert second["graded"] == 0
+    assert second["launch"]["graded"] == 0
+    assert second["outcomes"] == first["outcomes"]
     with serving(local_judge, bonus=3.0) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         with pytest.raises(UserError, match="has drifted"):

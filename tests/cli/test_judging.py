@@ -172,3 +172,58 @@ def test_power_asks_for_what_it_needs(outcomes):
 def test_judging_needs_no_torch():
     code = "import sys; import finetrial.cli.judging; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def labelled(tmp_path, rows, name="labels.csv", head="condition,seed,item,value"):
+    (tmp_path / name).write_text("\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return str(tmp_path / name)
+
+
+def test_labels_correct_the_judge_of_a_table(tmp_path):
+    rng = np.random.default_rng(7)
+    judged, people = [], []
+    for item in range(40):
+        for name, gain in (("old", 0.0), ("new", 0.1)):
+            for seed in (1, 2, 3):
+                worth = float(np.clip(0.4 + gain + rng.normal(0, 0.1) + 0.01 * seed, 0, 1))
+                judged.append((name, seed, f"{item:03d}", min(1.0, worth + 0.3 * (name == "new"))))
+                if item < 12:
+                    people.append((name, seed, f"{item:03d}", worth))
+    table = tmp_path / "judged.jsonl"
+    names = ("condition", "seed", "item", "value")
+    rows = [{**dict(zip(names, row, strict=True)), "metric": "correct"} for row in judged]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ("compare", str(table), "--baseline", "old", "--margin", "0.2")
+    labels = labelled(tmp_path, [*people, ("old", 1, "013", "")])
+    (one,) = json.loads(invoke(*args, "--labels", labels, "--json"))["people"]
+    assert (one["suite"], one["metric"], one["corrected"]["n_labelled"]) == ("all", "correct", 12)
+    assert one["judge"] == pytest.approx(0.4, abs=0.03)
+    assert one["corrected"]["estimate"] == pytest.approx(0.1, abs=0.06)
+    assert one["warnings"]
+    text = invoke(*args, "--labels", labels)
+    assert "Corrected by people's labels" in text
+    assert "over the items of these runs; of other seeds the verdict's own interval speaks" in text
+    assert "warning new vs old on all: " in text
+    assert json.loads(invoke(*args, "--json"))["people"] == []
+    for rows, message in [
+        ([*people, ("nwe", 1, "001", 0.5)], "no condition 'nwe' (did you mean 'new'?)"),
+        ([*people, ("new", 1, "0001", 0.5)], "no item '0001' (did you mean '001'?)"),
+        ([*people, ("new", 1, "020", 1.5)], "1.5 is outside 0..1"),
+        ([*people, people[0]], "it is there twice"),
+        ([row for row in people if row[2] < "002"], "2 items have labels in both conditions; at least 3"),
+        ([("new", 1, "001", "good")], "value is 'good', expected a number"),
+        ([("new", 1, "001", "")], "is filled in"),
+        ([*people[:2], ("new", 1, "", 0.5)], "row 3: there is no item"),
+    ]:
+        result = runner.invoke(app, [*args, "--labels", labelled(tmp_path, rows)])
+        assert isinstance(result.exception, UserError), (message, result.exception)
+        assert message in str(result.exception)
+    sheet = labelled(tmp_path, [("0" * 16, 1)], head="label,value")
+    for bad, message in [
+        ((*args, "--labels", str(tmp_path / "label.csv")), "no such file of labels (did you mean 'labels.csv'?)"),
+        ((*args, "--labels", sheet), "read beside the campaign folder"),
+        (("compare", "--labels", labels, "--baseline", "a", "--candidate", "b"), "--labels belongs to outcomes"),
+    ]:
+        result = runner.invoke(app, list(bad))
+        assert isinstance(result.exception, UserError)
+        assert message in str(result.exception)

@@ -75,3 +75,9 @@ def test_annotators_of_pandalm_agree_as_published(data_dir: Path):
     assert sorted(found.values()) == [0.85, 0.86, 0.88]
     together = fleiss_kappa([[row[f"annotator{k}"] for k in (1, 2, 3)] for row in rows])
     assert 0.85 < together.kappa < 0.88
+
+
+def test_numbers_of_several_types_are_in_their_order():
+    whole, mixed = [0.0, 0.5, 1.0, 1.0, 0.0], [0, 0.5, 1, np.float64(0.5), 0]
+    expected = cohen_kappa(whole, [float(one) for one in mixed], "quadratic")
+    assert cohen_kappa(mixed, whole, "quadratic").kappa == pytest.approx(expected.kappa)

@@ -21,7 +21,7 @@ from finetrial.grade.judge_config import JudgeConfig
 from finetrial.judge.grader import PENDING, JudgeGrader, open_grader
 from finetrial.judge.judgments import Judgments, mean, one_judge
 from finetrial.records import Task
-from judge_server import KEY, JudgeServer, completion, fair, serving
+from judge_server import KEY, JudgeServer, completion, fair, part, serving
 
 pytest.importorskip("openai", reason="needs the package openai (extra `judge`)")
 
@@ -57,8 +57,8 @@ def test_completions_are_graded_by_their_place_on_the_scale(server: JudgeServer,
         assert found[0].reason == "judged 7 on 1 to 10"
         assert isinstance(judge, JudgeGrader)
         facts = judge.facts()
-    assert (facts["model"], facts["served"], facts["scale"], facts["graded"]) == ("judge", ["judge-1"], [1, 10], 3)
-    assert facts["read_by"] == {"json": 3}
+    assert (facts["model"], facts["served"], facts["scale"]) == ("judge", ["judge-1"], [1, 10])
+    assert (facts["launch"]["graded"], facts["launch"]["read_by"]) == (3, {"json": 3})
     assert "What is 0 plus 0?" in facts["first_prompt"]
     assert server.keys == {f"Bearer {KEY}"}
     sent = server.asked[0]
@@ -122,7 +122,7 @@ def test_a_broken_reply_is_missing_with_its_text_kept(name: str, server: JudgeSe
         assert not found.reason.startswith(PENDING)
         assert judge.grade(tasks(1), ["=0"])[0] == found
         assert isinstance(judge, JudgeGrader)
-        assert judge.facts()["missing"] == 2
+        assert judge.facts()["launch"]["missing"] == 2
         assert [one.replies for one in judge.judgments.all()] == [(reply, reply)]
     assert len(server.asked) == 2
 
@@ -155,7 +155,7 @@ def test_a_failure_that_passes_is_tried_again(name: str, server: JudgeServer, tm
     with open_grader(config(server, timeout_s=0.3), "exact", tmp_path) as judge:
         assert judge.grade(tasks(1), ["=0"])[0].value == 1
         assert isinstance(judge, JudgeGrader)
-        assert judge.facts()["retried"] == 2
+        assert judge.facts()["launch"]["retried"] == 2
     assert len(server.asked) == 3
 
 
@@ -168,7 +168,8 @@ def test_a_failure_that_stays_is_pending_and_asked_by_the_next_launch(name: str,
         assert found.reason.startswith(PENDING)
         assert "after 2 tries" in found.reason
         assert isinstance(judge, JudgeGrader)
-        assert (judge.facts()["pending"], judge.facts()["missing"], judge.judgments.all()) == (1, 0, [])
+        assert [judge.facts()["launch"][name] for name in ("pending", "missing")] == [1, 0]
+        assert judge.judgments.all() == []
     server.fault = lambda _: None
     with open_grader(config(server), "exact", tmp_path) as judge:
         assert judge.grade(tasks(1), ["=0"])[0].value == 1
@@ -286,16 +287,36 @@ def test_pairs_are_judged_in_both_orders_and_a_turn_is_a_tie(server: JudgeServer
         found = judge.grade(three, ["=0", "no", "=4"])
         assert [one.value for one in found] == [0.5, 0, 0.5]
         assert isinstance(judge, JudgeGrader)
-        assert (judge.facts()["floor_share"], judge.facts()["ceiling_share"]) == (pytest.approx(1 / 3), 0)
-        assert isinstance(judge, JudgeGrader)
-        assert judge.facts()["order_disagreement"] == 0
+        totals = judge.totals(three, ["=0", "no", "=4"])
+        assert (totals["floor_share"], totals["ceiling_share"]) == (pytest.approx(1 / 3), 0)
+        assert totals["order_disagreement"] == 0
     server.rule = lambda _, __: '{"verdict": "A"}'
     with open_grader(config(server, kind="pairwise", revision="biased"), "exact", tmp_path) as judge:
         found = judge.grade(three, ["=0", "no", "=4"])
         assert [one.value for one in found] == [0.5, 0.5, 0.5]
         assert "the orders disagree" in found[0].reason
         assert isinstance(judge, JudgeGrader)
-        assert judge.facts()["order_disagreement"] == 1
+        assert judge.totals(three, ["=0", "no", "=4"])["order_disagreement"] == 1
+
+
+def test_totals_are_those_of_all_launches_and_nothing_is_asked_for_them(server: JudgeServer, tmp_path: Path):
+    server.rule = lambda prompt, _: "none" if part(prompt, "answer") in ("", "=2") else fair(prompt)
+    with open_grader(config(server, repeats=2, temperature=0.7), "exact", tmp_path) as judge:
+        judge.grade(tasks(2), ["=0", "=2"])
+    asked = len(server.asked)
+    with open_grader(config(server, repeats=2, temperature=0.7), "exact", tmp_path) as judge:
+        assert isinstance(judge, JudgeGrader)
+        four = [*tasks(3), tasks(1)[0]]
+        totals = judge.totals(four, ["=0", "=2", "no", "=0"])
+        assert len(server.asked) == asked
+        assert totals == {
+            "graded": 3, "missing": 1, "lost": 1, "judgments": 4, "served": ["judge-1"], "asked_again": 2,
+            "read_by": {"json": 2, "unread": 2}, "floor_share": 0, "ceiling_share": 1, "order_disagreement": None,
+        }  # fmt: skip
+        assert judge.facts()["launch"]["graded"] == 0
+        judge.grade(four, ["=0", "=2", "no", "=0"])
+        whole = judge.totals(four, ["=0", "=2", "no", "=0"])
+        assert (whole["graded"], whole["lost"], whole["floor_share"]) == (4, 0, pytest.approx(1 / 3))
 
 
 def test_a_pair_is_against_a_named_fact(server: JudgeServer, tmp_path: Path):

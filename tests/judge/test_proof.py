@@ -77,7 +77,9 @@ grader = {{ kind = "judge", judge = {{ model = "judge", base_url = "{server.url}
     assert judge["model"] == "judge"
     assert judge["self_test"]["passed"]
     assert len(judge["control"]["sessions"]) == 2
-    assert judge["graded"] < 6 * 5, "what was judged in the first launch is not judged again"
+    assert judge["launch"]["graded"] == 0, "what was judged in the first launch is not judged again"
+    assert (judge["outcomes"]["graded"], judge["outcomes"]["lost"]) == (6 * (1 + 2 * 2), 0)
+    assert 0 < judge["outcomes"]["judgments"] <= 6 * 5
     rows = [row for row in pq.read_table(folder.path / "outcomes.parquet").to_pylist() if row["suite"] == "judged"]
     judged = [row for row in rows if row["metric"] == "correct"]
     assert len(judged) == 6 * (1 + 2 * 2)

@@ -93,7 +93,7 @@ def test_replies_of_a_real_server_are_read_kept_and_not_asked_for_again(url: str
         assert len(row.replies) == (1 if row.value is not None and not row.problem else 2)
     with judge(url, tmp_path, template=asked, scale=(0, 100)) as grader:
         assert grader.grade(TASKS, [task.reference for task in TASKS]) == first
-        assert grader.facts()["requests"] == 0
+        assert grader.facts()["launch"]["requests"] == 0
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
 

@@ -194,6 +194,7 @@ def test_the_short_text_tells_losses_and_judges(report: Report) -> None:
     assert "## What was kept, what was lost" in text
     assert "Largest loss on physics: plain" in text
     assert "Judge judge-1, one answer at a time: passed its self-test and is in control (6 sessions)." in text
+    assert "Outcomes rest on 640 grades, 3 missing." in text
     assert "Largest loss on new" not in text
 
 
@@ -212,6 +213,17 @@ def test_a_campaign_without_a_base_or_outcomes_has_no_such_section(folder: Path,
     page = build(tmp_path).html.read_text()
     assert 'id="kept"' not in page
     assert 'id="figures"' not in page
+
+
+def test_what_outcomes_rest_on_stands_apart_from_what_the_last_launch_did(paths: ReportPaths) -> None:
+    page = paths.html.read_text()
+    for name, value in [("completions graded", "640"), ("judgments that the grades rest on", "612")]:
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "at the very top of the scale</dt><dd>40.0 %</dd>" in page
+    assert "In the last launch: completions 0;" in page
+    assert "requests, with those of self-test and control chart 60;" in page
+    assert "no longer in the store" not in page
+    assert judges.launch({}) == ""
 
 
 def test_a_judge_whose_proof_is_not_recorded_says_so(report: Report) -> None:

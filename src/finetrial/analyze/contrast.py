@@ -108,6 +108,20 @@ def _axis(entries: tuple[str, ...]) -> Axis:
     return Axis(parts[0][2], tuple(suite for suite, *_ in parts))
 
 
+class Labels(Config):
+    """`[[analysis.labels]]`: people's labels of some completions of a judged suite.
+
+    Contrasts on it are corrected by them (`analyze.judged`) beside their verdicts, which they do not decide.
+    """
+
+    suite: str = Field(description="a suite that a judge grades")
+    source: str = Field(
+        min_length=1,
+        description="CSV, JSONL or Parquet: a filled sheet, or outcomes (condition, seed, suite, item, sample, metric, "
+        "value)",
+    )
+
+
 class AnalysisConfig(Config):
     """`[analysis]`: how contrasts become verdicts."""
 
@@ -125,6 +139,7 @@ class AnalysisConfig(Config):
     )
     variance: VarianceConfig | None = Field(default=None, description="what `plan` and `check` reckon power with")
     tradeoffs: tuple[Tradeoff, ...] = Field(default=(), description="pairs of aims that the report weighs")
+    labels: tuple[Labels, ...] = Field(default=(), description="people's labels that judged contrasts are corrected by")
 
 
 @dataclass(frozen=True)

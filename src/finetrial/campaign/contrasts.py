@@ -55,6 +55,7 @@ def resolved(
     _check_watched(conditions, contrasts, kinds, file, place)
     for tradeoff in file.analysis.tradeoffs:
         _check_tradeoff(tradeoff, file, [*names, BASE], kinds, place)
+    _check_labels(file, contrasts, kinds, primary, place)
     seen: set[str] = set()
     for contrast in contrasts:
         if contrast.name in seen:
@@ -76,6 +77,26 @@ def _check_tradeoff(tradeoff: Tradeoff, file: File, names: Sequence[str], kinds:
                     f"{where}: suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}"
                 )
             _check_metric(axis.metric, where, [suite], kinds[suite], file)
+
+
+def _check_labels(
+    file: File, contrasts: Sequence[Contrast], kinds: Mapping[str, str], primary: str, place: str
+) -> None:
+    """Refuse labels of a suite that no judge grades, or that no contrast is on."""
+    suites = [table.suite for table in file.analysis.labels]
+    for suite in suites:
+        where = f"{place}: [[analysis.labels]] suite {suite!r}"
+        if suite not in kinds:
+            raise UserError(f"{where} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}")
+        if suites.count(suite) > 1:
+            raise UserError(f"{where} stands there twice; put its labels into one file")
+        declared = next((one.grader for one in file.suites if one.name == suite), None)
+        grader = file.tasks.grader if suite == HELD_OUT else declared
+        if grader is None or grader.kind != "judge":
+            raise UserError(f"{where}: people's labels correct a judge; expected a suite with grader kind 'judge'")
+        metric = graded_as(kinds[suite], grader)[0]
+        if not any((one.suite, one.minus_suite, one.metric or primary) == (suite, None, metric) for one in contrasts):
+            raise UserError(f"{where}: no contrast is on it under {metric!r}, so there is nothing to correct")
 
 
 def _check_watched(

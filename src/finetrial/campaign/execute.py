@@ -15,9 +15,10 @@ from typing import Any, get_args
 
 from finetrial.analyze.table import OutcomeTable
 from finetrial.campaign import interim
-from finetrial.campaign.folder import Folder, Say, publish, write_outcomes
+from finetrial.campaign.folder import COMPLETIONS, Folder, Say, publish, write_outcomes
 from finetrial.campaign.health import room
 from finetrial.campaign.items import ITEMS, write_items
+from finetrial.campaign.labelling import collect
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.manifest import (
     base_facts,
@@ -28,7 +29,6 @@ from finetrial.campaign.manifest import (
     run_entries,
     squeeze_facts,
 )
-from finetrial.campaign.measure import COMPLETIONS
 from finetrial.campaign.plan import Decision, Plan, Run, cohorts, plan
 from finetrial.campaign.practice import Graders
 from finetrial.campaign.prepare import Prepared, prepare
@@ -117,6 +117,8 @@ def run(spec: Spec, options: RunOptions, say: Say = print) -> Folder:
         if previous.get("outcomes_of") != manifest["outcomes_of"]:
             for stale in ("outcomes.parquet", ITEMS, COMPLETIONS):
                 (folder.path / stale).unlink(missing_ok=True)
+        if labels := collect(spec, prepared.tasks, folder.path):
+            manifest["labels"] = labels
         folder.write_manifest(manifest)
         clock.lap("data_s")
         _tell(spec, decided, say)

@@ -41,6 +41,9 @@ OUTCOME_SCHEMA = pa.schema(
 """Columns of `outcomes.parquet`, as in `records.Outcome`."""
 
 
+COMPLETIONS = "completions.parquet"
+"""In the campaign's folder: what the models wrote, with grades."""
+
 LIVE = {"sft": ("metrics.jsonl",), "rl": ("metrics.jsonl", "emergence")}
 """Objective -> what readers may follow while a run is trained."""
 

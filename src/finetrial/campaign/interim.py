@@ -223,7 +223,9 @@ def carried(previous: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> 
 def _plan_of(manifest: Mapping[str, Any], table: str) -> Any:
     """A table of the resolved spec, without what no verdict rests on."""
     value = manifest["spec"].get(table)
-    return {k: v for k, v in value.items() if k not in ("variance", "effect")} if table == "analysis" else value
+    if table != "analysis":
+        return value
+    return {key: part for key, part in value.items() if key not in ("variance", "effect", "labels")}
 
 
 def failed_checks(manifest: Mapping[str, Any]) -> list[str]:

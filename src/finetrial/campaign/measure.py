@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetrial.campaign.folder import COMPLETIONS
 from finetrial.campaign.health import alive
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.measures import choice, harness, likelihood, tasks
@@ -19,9 +20,6 @@ from finetrial.campaign.measures.examinee import Examinee
 from finetrial.campaign.plan import Plan, Suite
 from finetrial.campaign.settings import BASE
 from finetrial.records import Outcome
-
-COMPLETIONS = "completions.parquet"
-"""In the campaign's folder: what the models wrote, with grades."""
 
 THE_BASE = Examinee(BASE, None, BASE, BASE, None)
 

@@ -61,6 +61,7 @@ class Graders:
         self._root = root
         self._open: dict[str, Grader | JudgeGrader] = {}
         self._proofs: dict[str, dict[str, Any]] = {}
+        self._rest: dict[str, dict[tuple[str, str], Sequence[tuple[Task, str]]]] = {}
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Graders":
@@ -106,13 +107,20 @@ class Graders:
                     pass
         return sum(len(mine) for _, mine in sets.values())
 
+    def rest_on(self, grading: Grading, suite: str, model: str, judged: Sequence[tuple[Task, str]]) -> None:
+        """Note which completions of a model a judge's outcomes on a suite rest on, whichever launch had them judged."""
+        self._rest.setdefault(grading.key, {})[suite, model] = judged
+
     def judges(self) -> list[dict[str, Any]]:
-        """The manifest's `judges`: who judged what since the launch began, its self-test and its control chart."""
-        return [
-            {**grader.facts(), **self._proofs.get(key, {})}
-            for key, grader in self._open.items()
-            if isinstance(grader, JudgeGrader)
-        ]
+        """The manifest's `judges`: who judged, what since the launch began (`launch`) and what the outcomes rest on in
+        all (`outcomes`; None of a judge of practice alone), its self-test and its control chart."""
+        found = []
+        for key, grader in self._open.items():
+            if isinstance(grader, JudgeGrader):
+                judged = [pair for part in self._rest.get(key, {}).values() for pair in part]
+                totals = grader.totals([task for task, _ in judged], [text for _, text in judged]) if judged else None
+                found.append({**grader.facts(), "outcomes": totals, **self._proofs.get(key, {})})
+        return found
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from finetrial.analyze.permute import attainable_p
 from finetrial.analyze.verdict import MIN_SEEDS
 from finetrial.campaign.design import detectable
 from finetrial.campaign.folder import Folder, Say
+from finetrial.campaign.labelling import collect
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.manifest import proven
 from finetrial.campaign.measures.rewards import prove
@@ -62,6 +63,7 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
         prepared = prepare(spec, folder, None, say)
         decided = plan(spec, prepared.inputs, folder.store, {})
         first = [run for run in decided.runs if run.seed == spec.campaign.seeds[0]]
+        labels = collect(spec, prepared.tasks, folder.path)
         known = proven(graders.prove(prepared.tasks, folder.store))
         base = load_base(spec.model)
         launch = Launch(base, folder, spec, prepared, graders, say)
@@ -74,6 +76,7 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
             for suite in prepared.inputs.suites
             if suite.kind == "lm_eval"
         ]
+        checks += [Check(f"labels of suite {one['suite']} fit it", True, f"{one['labels']} labels") for one in labels]
         for run in first:
             checks += _condition(launch, run, Path(scratch))
     checks.append(_disk(spec, base, logs))

@@ -21,6 +21,7 @@ from finetrial.analyze.runs.markdown import litmus_markdown, significance_markdo
 from finetrial.analyze.runs.significance import significance
 from finetrial.analyze.sizing import SEEDS, Goal, Sizing, size
 from finetrial.cli.app import AsJson, app, console, emit_json, table
+from finetrial.cli.people import corrected, show
 from finetrial.cli.run_folders import RunFolders
 from finetrial.errors import UserError, nearest
 from finetrial.store import read_json, write_json, write_text
@@ -73,6 +74,10 @@ def compare_command(
     subset: Annotated[
         int | None, typer.Option("--subset", min=2, metavar="N", help="warn what random subsets of N items would show")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="people's labels of judged outcomes, to correct their judge"),
+    ] = None,
     mapping: Mapping = None,
     litmus: Annotated[bool, typer.Option("--litmus", help="run folders: pass or fail by thresholds")] = False,
     resamples: Annotated[
@@ -95,6 +100,8 @@ def compare_command(
 ) -> None:
     """Compare conditions of anybody's outcomes, or two groups of run folders."""
     if not sources:
+        if labels is not None:
+            raise UserError("--labels belongs to outcomes: name a FILE or DIR")
         if not baseline or not candidate:
             raise UserError("name a file or folder of outcomes, or run folders with --baseline and --candidate")
         runs = load_runs(expand(baseline)), load_runs(expand(candidate))
@@ -130,7 +137,8 @@ def compare_command(
     )  # fmt: skip
     declared = _declared(sources)
     compared = compare(reading, options)
-    payload = {**compared.as_dict(), "declared": declared}
+    people = () if labels is None else corrected(labels, sources, _mapping(mapping), reading, compared, options)
+    payload = {**compared.as_dict(), "declared": declared, "people": [asdict(one) for one in people]}
     payload["contrasts"] = [*declared, *payload["contrasts"]]
     if output is not None:
         write_json(output, payload)
@@ -138,6 +146,7 @@ def compare_command(
         emit_json(payload)
     else:
         _print_compared(compared, declared)
+        show(people)
 
 
 def _deliver(payload: dict[str, Any], text: str, output: Path | None, markdown: Path | None, as_json: bool) -> None:

@@ -45,7 +45,7 @@ def stratified(items: Sequence[_Item], config: SubsetConfig, place: str) -> tupl
     for item in items:
         strata[str(item.meta.get(config.by, "(none)")) if config.by else "all"].append(item)
     sizes = {name: len(mine) for name, mine in sorted(strata.items())}
-    taken = _allotted(sizes, config.n)
+    taken = allotted(sizes, config.n)
     chosen = {
         item.id
         for name, mine in strata.items()
@@ -66,7 +66,7 @@ def stratified(items: Sequence[_Item], config: SubsetConfig, place: str) -> tupl
     return tuple(item for item in items if item.id in chosen), facts
 
 
-def _allotted(sizes: dict[str, int], n: int) -> dict[str, int]:
+def allotted(sizes: dict[str, int], n: int) -> dict[str, int]:
     """Shares of n in proportion to sizes, whole, adding up to n (Hamilton's method; ties by name)."""
     everything = sum(sizes.values())
     taken = {name: n * size // everything for name, size in sizes.items()}

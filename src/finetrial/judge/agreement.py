@@ -5,7 +5,7 @@ Shapes: N items, R raters, C categories.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
@@ -49,7 +49,7 @@ def cohen_kappa(
     """
     if len(first) != len(second) or len(first) < 2:
         raise UserError(f"{len(first)} and {len(second)} ratings: kappa needs two of each of at least 2 items")
-    order = sorted({*first, *second}, key=lambda one: (str(type(one)), one))  # type: ignore[type-var]
+    order = sorted({*first, *second}, key=_rank)
     place = {category: index for index, category in enumerate(order)}
     share_CC = np.zeros((len(order), len(order)))
     np.add.at(share_CC, ([place[one] for one in first], [place[one] for one in second]), 1 / len(first))
@@ -99,6 +99,11 @@ def fleiss_kappa(ratings: Sequence[Sequence[Hashable]], level: float = 0.95) -> 
     left_N = left_N[np.isfinite(left_N)]
     variance = (n - 1) / n * float(((left_N - left_N.mean()) ** 2).sum())
     return _with_interval(kappa, variance, observed, expected, n, level)
+
+
+def _rank(category: Any) -> tuple[str, Any]:
+    """Place in the order of categories: numbers by their size, whatever their type, before all else."""
+    return ("" if isinstance(category, (int, float, np.number)) else str(type(category)), category)
 
 
 def _with_interval(kappa: float, variance: float, observed: float, expected: float, n: int, level: float) -> Agreement:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from queue import Empty, SimpleQueue
 
 from finetrial.grade.judge_config import PARSER_VERSION, JudgeConfig
@@ -31,6 +32,11 @@ class Question:
     repeat: int = 0
     session: str = ""
 
+    @cached_property
+    def answers_hash(self) -> str:
+        """Digest of the answers in the order in which they are shown."""
+        return digest(list(self.answers))
+
 
 @dataclass(frozen=True)
 class Unjudged:
@@ -46,10 +52,17 @@ def judge_id(config: JudgeConfig) -> str:
 
 def key(question: Question, config: JudgeConfig) -> str:
     """The key of a question's judgment."""
+    judge, wording = _hashes(config)
     return key_of(
-        judge_id(config), prompt_hash(config), PARSER_VERSION, config.bounds, question.repeat, question.session,
-        question.task.content_hash, digest(list(question.answers)),
+        judge, wording, PARSER_VERSION, config.bounds, question.repeat, question.session,
+        question.task.content_hash, question.answers_hash,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=32)
+def _hashes(config: JudgeConfig) -> tuple[str, str]:
+    """Of the judge and of its wording: the same for all questions, and dear beside the rest of a key."""
+    return judge_id(config), prompt_hash(config)
 
 
 def ask_all(
@@ -101,8 +114,8 @@ def ask_all(
 
 def _judge(mine: str, question: Question, config: JudgeConfig, endpoint: Endpoint) -> Judgment:
     """Ask, read, and where nothing can be read ask once more with the problem named."""
-    text, wording = prompt(question.task, config, question.answers), prompt_hash(config)
-    chat = [{"role": "user", "content": text}]
+    judge, wording = _hashes(config)
+    chat = [{"role": "user", "content": prompt(question.task, config, question.answers)}]
     seed = int(mine[:15], 16)
     replies = [endpoint.ask(chat, seed)]
     reading = _read(replies[0], config)
@@ -118,7 +131,7 @@ def _judge(mine: str, question: Question, config: JudgeConfig, endpoint: Endpoin
     low, high = config.bounds
     return Judgment(
         key=mine,
-        judge=judge_id(config),
+        judge=judge,
         model=config.model,
         served=replies[-1].served,
         prompt=wording,
@@ -126,7 +139,7 @@ def _judge(mine: str, question: Question, config: JudgeConfig, endpoint: Endpoin
         low=low,
         high=high,
         item=question.task.content_hash,
-        answers=digest(list(question.answers)),
+        answers=question.answers_hash,
         repeat=question.repeat,
         session=question.session,
         value=reading.value,

@@ -10,7 +10,7 @@ from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader, grader, resolved
 from finetrial.grade.judge_config import JudgeConfig
-from finetrial.judge.ask import Question, Unjudged, ask_all, judge_id
+from finetrial.judge.ask import Question, Unjudged, ask_all, judge_id, key
 from finetrial.judge.endpoint import Endpoint
 from finetrial.judge.judgments import Judgment, Judgments, one_judge
 from finetrial.judge.prompts import check_template, prompt, prompt_hash
@@ -44,12 +44,7 @@ class Tally:
     graded: int = 0
     missing: int = 0
     pending: int = 0
-    floor: int = 0
-    """Grades at the very bottom, as `ceiling` at the very top: a scale that is used up tells nothing apart."""
-    ceiling: int = 0
     asked_again: int = 0
-    disagreements: int = 0
-    pairs: int = 0
     ways: Counter[str] = field(default_factory=Counter)
     """How replies were read."""
 
@@ -101,8 +96,6 @@ class JudgeGrader:
         self.tally.graded += len(found)
         self.tally.missing += sum(one.value is None and not one.is_pending for one in found)
         self.tally.pending += sum(one.is_pending for one in found)
-        self.tally.floor += sum(one.value == 0 for one in found)
-        self.tally.ceiling += sum(one.value == 1 for one in found)
         return [Grade(one.value, PENDING + one.reason if one.is_pending else one.reason) for one in found]
 
     def appraise(
@@ -128,35 +121,17 @@ class JudgeGrader:
             raise ValueError("rivals belong to pairwise judging, and to that alone")
         check_template(self.judge, tasks)
         count = self.judge.repeats if repeats is None else repeats
-        shown = [
-            [(text,)] if rivals is None else [(text, rivals[place]), (rivals[place], text)]
-            for place, (_, text) in enumerate(zip(tasks, texts, strict=True))
-        ]
-        questions = [
-            Question(task, answers, repeat, session)
-            for task, orders in zip(tasks, shown, strict=True)
-            for repeat in range(count)
-            for answers in orders
-        ]
+        questions = _questions(tasks, texts, rivals, count, session)
         if questions and not self.first_prompt:
             self.first_prompt = prompt(questions[0].task, self.judge, questions[0].answers)
         found = ask_all(questions, self.judge, self.endpoint, self.judgments)
         self._count(one for one in found if isinstance(one, Judgment))
-        orders = 1 if rivals is None else 2
-        per_text = orders * count
-        appraisals = [
-            _appraised([found[start + k : start + k + orders] for k in range(0, per_text, orders)])
-            for start in range(0, len(found), per_text)
-        ]
-        if rivals is not None:
-            self.tally.pairs += sum(value is not None for one in appraisals for value in one.repeats)
-            self.tally.disagreements += sum(one.disagreements for one in appraisals)
-        return appraisals
+        return _appraisals(found, count, rivals is not None)
 
     def facts(self) -> dict[str, Any]:
-        """For records and reports, in JSON types: who judges, on what scale, and what happened since it was opened."""
+        """For records and reports, in JSON types: who judges, on what scale, and as `launch` what happened since it was
+        opened."""
         tally, endpoint, (low, high) = self.tally, self.endpoint, self.judge.bounds
-        given = tally.graded - tally.missing - tally.pending
         return {
             "model": self.judge.model,
             "served": sorted(self.served),
@@ -164,18 +139,50 @@ class JudgeGrader:
             "prompt": prompt_hash(self.judge),
             "kind": self.judge.kind,
             "scale": [low, high],
-            "graded": tally.graded,
-            "missing": tally.missing,
-            "pending": tally.pending,
-            "floor_share": tally.floor / given if given else None,
-            "ceiling_share": tally.ceiling / given if given else None,
-            "asked_again": tally.asked_again,
-            "order_disagreement": tally.disagreements / tally.pairs if tally.pairs else None,
-            "read_by": dict(sorted(tally.ways.items())),
-            "requests": endpoint.requests,
-            "retried": endpoint.retried,
-            "tokens": endpoint.tokens,
+            "launch": {
+                "graded": tally.graded,
+                "missing": tally.missing,
+                "pending": tally.pending,
+                "asked_again": tally.asked_again,
+                "read_by": dict(sorted(tally.ways.items())),
+                "requests": endpoint.requests,
+                "retried": endpoint.retried,
+                "tokens": endpoint.tokens,
+            },
             "first_prompt": self.first_prompt,
+        }
+
+    def totals(self, tasks: Sequence[Task], texts: Sequence[str]) -> dict[str, Any]:
+        """What the store knows of the grades of these completions, whichever launch asked for them; nothing is asked.
+
+        In JSON types: `graded` completions and how many of them are `missing`; the `judgments` that they rest on (alike
+        completions share theirs), how many were `asked_again`, the `served` names and how replies were read; shares of
+        grades at the very bottom and top (a scale that is used up tells nothing apart), and of pairs whose verdict
+        turned with the order (None of single answers); `lost` grades whose judgments the store has no more, which are
+        no part of the other numbers.
+        """
+        rivals = [_rival(task, self.judge) for task in tasks] if self.judge.kind == "pairwise" else None
+        questions = _questions(tasks, texts, rivals, self.judge.repeats, "")
+        keys = [key(question, self.judge) for question in questions]
+        known = self.judgments.get(keys)
+        found = [known.get(mine, Unjudged("not in the store")) for mine in keys]
+        appraisals = _appraisals(found, self.judge.repeats, rivals is not None)
+        whole = [one for one in appraisals if not one.is_pending]
+        values = [one.value for one in whole if one.value is not None]
+        pairs = 0 if rivals is None else sum(value is not None for one in whole for value in one.repeats)
+        return {
+            "graded": len(whole),
+            "missing": len(whole) - len(values),
+            "lost": len(appraisals) - len(whole),
+            "judgments": len(known),
+            "served": sorted({one.served for one in known.values()}),
+            "asked_again": sum(len(one.replies) > 1 for one in known.values()),
+            "read_by": dict(
+                sorted(Counter("unread" if one.value is None else one.how for one in known.values()).items())
+            ),
+            "floor_share": sum(value == 0 for value in values) / len(values) if values else None,
+            "ceiling_share": sum(value == 1 for value in values) / len(values) if values else None,
+            "order_disagreement": sum(one.disagreements for one in whole) / pairs if pairs else None,
         }
 
     def _count(self, judgments: Iterator[Judgment]) -> None:
@@ -188,7 +195,7 @@ class JudgeGrader:
                 "of different models are not comparable: set judge.revision to judge everything anew"
             )
         self.tally.asked_again += sum(len(one.replies) > 1 for one in rows)
-        self.tally.ways.update(one.how or "unread" for one in rows)
+        self.tally.ways.update("unread" if one.value is None else one.how for one in rows)
 
 
 def open_grader(config: GraderConfig, auto: str, root: Path) -> "Grader | JudgeGrader":
@@ -200,6 +207,32 @@ def open_grader(config: GraderConfig, auto: str, root: Path) -> "Grader | JudgeG
     if resolved(config, auto) == "judge":
         return JudgeGrader(config, root / FOLDER)
     return grader(config, auto)
+
+
+def _questions(
+    tasks: Sequence[Task], texts: Sequence[str], rivals: Sequence[str] | None, repeats: int, session: str
+) -> list[Question]:
+    """Of each text its repeats, and of pairs both orders of each; in the order that `_appraisals` reads."""
+    shown = [
+        [(text,)] if rivals is None else [(text, rivals[place]), (rivals[place], text)]
+        for place, (_, text) in enumerate(zip(tasks, texts, strict=True))
+    ]
+    return [
+        Question(task, answers, repeat, session)
+        for task, orders in zip(tasks, shown, strict=True)
+        for repeat in range(repeats)
+        for answers in orders
+    ]
+
+
+def _appraisals(found: Sequence[Judgment | Unjudged], repeats: int, are_pairs: bool) -> list[Appraisal]:
+    """What the answers to `_questions` come to, text by text."""
+    orders = 2 if are_pairs else 1
+    per_text = orders * repeats
+    return [
+        _appraised([list(found[start + k : start + k + orders]) for k in range(0, per_text, orders)])
+        for start in range(0, len(found), per_text)
+    ]
 
 
 def _appraised(repeats: list[list[Judgment | Unjudged]]) -> Appraisal:

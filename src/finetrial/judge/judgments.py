@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Judgments:
 
     def add(self, judgments: Sequence[Judgment]) -> None:
         """Write judgments to the disk, all or none; a key that is there stays as it is."""
-        rows = [{**asdict(one), "replies": json.dumps(one.replies, ensure_ascii=False)} for one in judgments]
+        rows = [{**vars(one), "replies": json.dumps(one.replies, ensure_ascii=False)} for one in judgments]
         marks = ", ".join(f":{one.name}" for one in fields(Judgment))
         with closing(self._connection()) as connection, connection:
             connection.executemany(f"INSERT OR IGNORE INTO judgments VALUES ({marks})", rows)

@@ -25,6 +25,7 @@ from finetrial.report import (
     markdown,
     mechanism_charts,
     page,
+    people,
     scaling,
     statistics_charts,
     term_charts,
@@ -79,7 +80,8 @@ def gather(folder: Path) -> Report:
     cells, snapshots = apart(measured, manifest.get("suites", {}))
     report = Report(manifest, findings, cells, runs, unjudged, snapshots, samples, sets)
     kept = forgetting.gather(table, manifest, report.conditions, report.suites, forgetting.read_asked(folder))
-    return replace(report, figures=figures(table, report.suites, kept.level), forgetting=kept)
+    corrected = people.gather(folder, manifest, findings)
+    return replace(report, figures=figures(table, report.suites, kept.level), forgetting=kept, people=corrected)
 
 
 def write(report: Report, target: Path) -> ReportPaths:

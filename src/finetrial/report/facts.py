@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from finetrial.analyze.contrast import Finding
+from finetrial.analyze.judged import People
 from finetrial.analyze.metrics import known, pass_at
 from finetrial.analyze.prepare import read_arm
 from finetrial.analyze.table import Dense, OutcomeTable
@@ -109,6 +110,8 @@ class Report:
     """Means with intervals of every condition on every suite in every metric."""
     forgetting: Forgetting | None = None
     """Every condition against the base; None where nothing was evaluated."""
+    people: tuple[People, ...] = ()
+    """Judged contrasts corrected by people's labels."""
 
     def section(self, *path: str) -> Any:
         """A part of the manifest, or None where it was not recorded."""
@@ -329,6 +332,7 @@ def twin(report: Report) -> dict[str, Any]:
         "verdicts": report.counts,
         "verdicts_exploratory": _counted(finding for finding in report.findings if is_exploratory(finding)),
         "contrasts": [asdict(finding) | {"exploratory": is_exploratory(finding)} for finding in report.findings],
+        "people": [asdict(one) for one in report.people],
         "unjudged": list(report.unjudged),
         "looks": None if not report.section("looks") else report.section("looks") | {"next": report.next_look},
         "conditions": [_cell_record(report, cell) for cell in report.cells],

@@ -1,7 +1,7 @@
 """Judges that graded: what they had to show before their grades counted, and whether they still judge as before.
 
-The manifest's `judges` has an entry per judge: who it is, what it did in the launch, and as `self_test` and `control`
-the facts of `finetrial.judge.proof.prove`.
+The manifest's `judges` has an entry per judge: who it is, as `outcomes` what the campaign's outcomes rest on, as
+`launch` what it did in the last launch, and as `self_test` and `control` the facts of `finetrial.judge.proof.prove`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,21 @@ from finetrial.report.facts import Report
 from finetrial.report.tables import Table
 from finetrial.report.theme import INK, MUTED, ZONE, Chart, chart_of, count, finish, number
 
-COUNTS = {
-    "graded": "grades asked for in this launch",
-    "missing": "replies that could not be read (missing, never 0)",
-    "asked_again": "asked a second time",
-    "requests": "requests",
+TOTALS = {
+    "graded": "completions graded",
+    "missing": "of them without a grade, because no reply could be read (missing, never 0)",
+    "judgments": "judgments that the grades rest on",
+    "asked_again": "of them asked a second time",
+    "lost": "grades whose judgments are no longer in the store, not counted here",
+}
+LAUNCH = {
+    "graded": "completions",
+    "missing": "without a grade",
+    "pending": "not judged yet",
+    "requests": "requests, with those of self-test and control chart",
     "retried": "requests tried again",
+    "asked_again": "asked a second time",
+    "tokens": "tokens",
 }
 SHARES = {
     "floor_share": "at the very bottom of the scale",
@@ -41,13 +50,21 @@ def title(entry: Mapping[str, Any]) -> str:
 
 
 def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the judge did in this launch, and in what it cannot tell answers apart."""
+    """What the outcomes rest on, whichever launch asked for it, and in what the judge cannot tell answers apart."""
     rows = [("served as", ", ".join(entry.get("served") or ()) or "not recorded")]
     if scale := entry.get("scale"):
         rows.append(("scale", f"{number(scale[0])} to {number(scale[1])}, as a share of it in every figure"))
-    rows += [(words, number(entry.get(key))) for key, words in COUNTS.items() if key in entry]
-    rows += [(words, _percent(entry[key])) for key, words in SHARES.items() if entry.get(key) is not None]
+    totals = entry.get("outcomes") or {}
+    rows += [(words, number(totals[key])) for key, words in TOTALS.items() if totals.get(key) or key == "missing"]
+    rows += [(words, _percent(totals[key])) for key, words in SHARES.items() if totals.get(key) is not None]
     return [*rows, ("prompt", str(entry.get("prompt") or "not recorded")[:10])]
+
+
+def launch(entry: Mapping[str, Any]) -> str:
+    """What the judge did in the last launch alone, in one sentence; empty where it was not recorded."""
+    done = entry.get("launch") or {}
+    parts = [f"{words} {number(done[key])}" for key, words in LAUNCH.items() if key in done]
+    return f"In the last launch: {'; '.join(parts)}." if parts else ""
 
 
 def _percent(share: float) -> str:
@@ -149,5 +166,7 @@ def sentences(report: Report) -> Sequence[str]:
         tested = "passed its self-test" if entry["self_test"]["passed"] else "FAILED its self-test"
         state = "is in control" if entry["control"]["in_control"] else "has DRIFTED"
         n = count(len(entry["control"]["sessions"]), "session")
-        told.append(f"Judge {title(entry)}: {tested} and {state} ({n}).")
+        totals = entry.get("outcomes") or {}
+        rests = f" Outcomes rest on {count(totals['graded'], 'grade')}, {totals['missing']} missing." if totals else ""
+        told.append(f"Judge {title(entry)}: {tested} and {state} ({n}).{rests}")
     return told

@@ -3,7 +3,7 @@
 import re
 
 from finetrial.analyze.contrast import Finding
-from finetrial.report import terms
+from finetrial.report import people, terms
 from finetrial.report.facts import Report, is_exploratory
 from finetrial.report.forgetting_tables import sentences as kept_sentences
 from finetrial.report.judges import sentences as judge_sentences
@@ -22,7 +22,8 @@ def render(report: Report) -> str:
     lines += [f"Hypothesis: {_text(hypothesis)}", ""] if hypothesis else []
     for check in report.failed_checks:
         lines += [f"**Integrity check failed: {_text(check['check'])}.** {_text(check['detail'])}", ""]
-    for note in [*status_notes(report), *warnings(report), *terms.warnings(report)]:
+    notes = [*status_notes(report), *people.warnings(report.people), *warnings(report), *terms.warnings(report)]
+    for note in notes:
         lines += [f"**Note.** {_text(note)}", ""]
     lines += [" ".join(summary(report)), ""]
     for finding in report.findings:
@@ -38,7 +39,7 @@ def render(report: Report) -> str:
         told = kept_sentences(report.forgetting)
         lines += ["", "## What was kept, what was lost", "", *(f"- {_text(sentence)}" for sentence in told)]
         lines += [] if told else ["No condition lost anything on average, on any test set."]
-    if told := judge_sentences(report):
+    if told := [*judge_sentences(report), *people.sentences(report.people)]:
         lines += ["", "## Judges", "", *(f"- {_text(sentence)}" for sentence in told)]
     return "\n".join(lines).rstrip() + "\n"
 

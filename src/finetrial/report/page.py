@@ -7,7 +7,17 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetrial.report import forgetting_tables, judges, learning, learning_tables, sentences, tables, term_tables, terms
+from finetrial.report import (
+    forgetting_tables,
+    judges,
+    learning,
+    learning_tables,
+    people,
+    sentences,
+    tables,
+    term_tables,
+    terms,
+)
 from finetrial.report.completions import of_condition, shorten
 from finetrial.report.diagnostics import dimensions
 from finetrial.report.facts import VERDICTS, Report, finite
@@ -44,7 +54,12 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         summary=sentences.summary(report),
         meaning=sentences.MEANING,
         how_to_read=sentences.HOW_TO_READ,
-        notes=[*sentences.status_notes(report), *sentences.doubts(warnings), *terms.doubts(report)],
+        notes=[
+            *sentences.status_notes(report),
+            *people.warnings(report.people),
+            *sentences.doubts(warnings),
+            *terms.doubts(report),
+        ],
         level=sentences.level_words(report),
         ledger=tables.ledger(report, by_name),
         forests=[name for name in by_name if name.startswith("forest-")],
@@ -55,6 +70,7 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         kept=report.forgetting if report.forgetting and report.forgetting.kept else None,
         kept_tables=forgetting_tables,
         judges=judges,
+        people=people,
         dimensions=dimensions(report),
         realised=tables.realised(report.runs),
         mismatches=tables.mismatches(report.runs),

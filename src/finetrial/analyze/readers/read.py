@@ -8,10 +8,12 @@ What is missing, repeated or contradictory stays so and is told: in `Reading.not
 `OutcomeTable.report` where the numbers are.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -22,6 +24,7 @@ from finetrial.analyze.readers import inspect_logs, lm_eval_samples, mt_bench, r
 from finetrial.analyze.readers.shared import Foreign, outcomes_table
 from finetrial.analyze.table import OutcomeTable
 from finetrial.errors import UserError, nearest
+from finetrial.records import Outcome
 
 REQUIRED = ("condition", "item", "value")
 TYPES = {
@@ -102,13 +105,70 @@ def read(paths: Sequence[Path], mapping: Mapping[str, str] | None = None, by: st
         return _tabular([p / "outcomes.parquet" if p.is_dir() else p for p in paths], {}, by, source, "campaign folder")
     if kind == "table":
         return _tabular(list(paths), mapping, by, source, "table")
+    return _from_foreign(_foreign(kind, paths, mapping), by, source)
+
+
+def read_rows(
+    paths: Sequence[Path],
+    mapping: Mapping[str, str] | None = None,
+    where: Mapping[str, Sequence[str]] | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> list[Outcome]:
+    """The outcomes themselves, one for every row in its order: nothing is put together, repaired or left out.
+
+    Args:
+        paths, mapping: as `read`.
+        where: column -> the values that are wanted of it.
+        defaults: column -> what it is where a table lacks it.
+
+    Raises:
+        UserError: as `read`, or a table lacks a column that has neither a default nor one of `read`'s.
+    """
+    mapping = dict(mapping or {})
+    (kind,) = {_kind(path, mapping) for path in paths}
+    source = ", ".join(map(str, paths))
+    if kind not in ("campaign", "table"):
+        rows = _foreign(kind, paths, mapping).rows.to_pylist()
+        return [_outcome(row) for row in rows if all(row[name] in values for name, values in (where or {}).items())]
+    with duckdb.connect() as db:
+        _open(db, [path / "outcomes.parquet" if path.is_dir() else path for path in paths], as_text=True)
+        present = [row[0] for row in db.execute("DESCRIBE source").fetchall()]
+        columns = _columns(present, mapping, source, [])
+        for name, value in (defaults or {}).items():
+            if isinstance(columns[name], Code):
+                columns[name] = Code(_text(value), value)
+        for name, column in columns.items():
+            if TYPES[name] != "VARCHAR" and isinstance(column, str):
+                _check_cast(db, name, column, source)
+        chosen = ", ".join(f'CAST({_sql(column)} AS {TYPES[name]}) AS "{name}"' for name, column in columns.items())
+        limits = [f'"{name}" IN ({", ".join(map(_text, values))})' for name, values in (where or {}).items()]
+        query = f"SELECT * FROM (SELECT {chosen} FROM source) WHERE {' AND '.join(limits) or 'true'}"
+        rows = [dict(zip(columns, row, strict=True)) for row in db.execute(query).fetchall()]
+    for k, row in enumerate(rows, 1):
+        for name in ("condition", "item"):
+            if row[name] is None:
+                raise UserError(f"{source}: row {k}: there is no {name}")
+    return [_outcome(row) for row in rows]
+
+
+def _outcome(row: Mapping[str, Any]) -> Outcome:
+    """A row as a record; a value that is no finite number is missing."""
+    value = row["value"] if row["value"] is not None and math.isfinite(row["value"]) else None
+    given = {name: row[name] for name in ("weight", "group", "suite_hash") if row.get(name) is not None}
+    return Outcome(
+        row["condition"], row["seed"], row["suite"], row["item"], row.get("sample") or 0, row["metric"], value, **given
+    )
+
+
+def _foreign(kind: str, paths: Sequence[Path], mapping: Mapping[str, str]) -> Foreign:
+    """Outcomes of another tool's files."""
     readers = {
         "lm-evaluation-harness samples": lambda: lm_eval_samples.read(paths, mapping),
         "Inspect logs": lambda: inspect_logs.read(paths, mapping),
         "MT-Bench judgments": lambda: mt_bench.read(paths),
         "run folders": lambda: run_logs.outcomes(run_logs.load_runs(run_logs.find_runs(paths))),
     }
-    return _from_foreign(readers[kind](), by, source)
+    return readers[kind]()
 
 
 def _kind(path: Path, mapping: Mapping[str, str]) -> str:
@@ -214,10 +274,12 @@ def _renamed(path: Path, columns: Mapping[str, str | Code]) -> pa.Table:
     return pa.table(arrays)
 
 
-def _open(db: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
-    """Make the files readable as the relation `source`."""
-    readers = {".parquet": "read_parquet({}, union_by_name=true)", ".tsv": "read_csv({}, header=true, delim='\t')"}
-    readers[".csv"] = "read_csv({}, header=true, union_by_name=true, sample_size=-1)"
+def _open(db: duckdb.DuckDBPyConnection, paths: list[Path], as_text: bool = False) -> None:
+    """Make the files readable as the relation `source`; with `as_text` CSV as it is written, so that 007 is not 7."""
+    text = ", all_varchar=true" if as_text else ""
+    readers = {".parquet": "read_parquet({}, union_by_name=true)"}
+    readers[".tsv"] = f"read_csv({{}}, header=true, delim='\t'{text})"
+    readers[".csv"] = f"read_csv({{}}, header=true, union_by_name=true, sample_size=-1{text})"
     parts = []
     for path in paths:
         reader = readers.get(path.suffix, "read_json({}, union_by_name=true, sample_size=-1)")

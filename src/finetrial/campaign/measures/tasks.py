@@ -58,6 +58,10 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
             _grade(launch, suite, exam, one)
             if exam.evaluation.instruments:
                 _measure_texts(launch, suite, exam, one)
+        if exam.grading.kind == "judge":
+            blocks = zip(completions.blocks(exam), completions.read(launch, exam, one), strict=True)
+            judged = [pair for block, table in blocks for pair in _gradable(exam, block, table.to_pylist())]
+            launch.graders.rest_on(exam.grading, suite.name, one.name, judged)
 
 
 def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
@@ -180,11 +184,7 @@ def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
             if launch.folder.store.has("grades", key):
                 continue
             written = _read(launch, exam, block, one)
-            pairs = [
-                (task, row["text"])
-                for task, row in zip(completions.as_asked(exam, block, written), written, strict=True)
-                if row["text"] is not None and row["item"] in gradable
-            ]
+            pairs = _gradable(exam, block, written)
             given = iter(_grades(launch, grading, *map(list, zip(*pairs, strict=True))) if pairs else [])
             rows = []
             for row in written:
@@ -200,6 +200,16 @@ def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
                     "judgments that were given are kept, and the next launch goes on from there"
                 )
             put(launch, "grades", key, suite, one, pa.Table.from_pylist(rows, schema=GRADES))
+
+
+def _gradable(exam: Exam, block: Sequence[Task], written: Sequence[Mapping[str, Any]]) -> list[tuple[Task, str]]:
+    """Of a block the completions that can be graded, each with the task that it answers."""
+    gradable = {task.id for task in exam.graded}
+    return [
+        (task, row["text"])
+        for task, row in zip(completions.as_asked(exam, block, written), written, strict=True)
+        if row["text"] is not None and row["item"] in gradable
+    ]
 
 
 def _grades(launch: Launch, grading: Grading, tasks: list[Task], texts: list[str]) -> list[tuple[float | None, str]]:
