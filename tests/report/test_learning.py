@@ -180,6 +180,38 @@ def test_snapshot_of_the_last_step_is_not_counted_twice(rl: Report) -> None:
     assert learning.held_out(grown) == learning.held_out(rl)
 
 
+def test_curves_end_where_runs_ended_and_show_no_kept_adapter_at_another_step(rl: Report) -> None:
+    """One run was stopped at 20 and kept its last adapter, one kept an earlier one, one went on and kept an earlier."""
+    stops = {42: (20, 20), 101: (20, 6), 202: (None, 6)}
+
+    def guarded(run: RunFacts) -> RunFacts:
+        if run.condition != SEPA:
+            return run
+        end, kept = stops[run.seed]
+        last = {"stopped_at": end, "selected_step": kept, "last_adapter": "last"}
+        guard = last | {"selected": "last" if kept == end else "other"}
+        curve = tuple(row for row in run.curve if end is None or row["step"] <= end)
+        return replace(run, stopped_at=end, curve=curve, record={**run.record, "stopping": guard})
+
+    stopped = replace(rl, runs=tuple(map(guarded, rl.runs)))
+    seeds = {
+        point.step: len(point.values)
+        for point in learning.held_out(stopped)
+        if (point.condition, point.metric) == (SEPA, "correct")
+    }
+    assert seeds == {10: 3, 20: 3}
+    at_20 = [p for p in learning.held_out(stopped) if (p.condition, p.metric, p.step) == (SEPA, "correct", 20)]
+    cell, snapshot = rl.cell(SEPA, "arithmetic", "correct"), rl.snapshots
+    (way,) = [c for c in snapshot if (c.condition, c.suite, c.metric) == (SEPA, "arithmetic@20", "correct")]
+    assert cell is not None
+    want = [cell.seeds[0].mean, *(seed.mean for seed in way.seeds[1:])]
+    assert sorted(at_20[0].values) == sorted(mean for mean in want if mean is not None)
+    told = learning.ends_told(stopped, [SEPA])
+    assert "ends there" in told
+    assert "kept an earlier adapter" in told
+    assert learning.ends_told(stopped, [HICRA]) == ""
+
+
 def test_pass_at_k_is_shown_as_it_is_judged(rl: Report) -> None:
     finding = next(finding for finding in rl.findings if finding.metric == "pass@4")
     candidate, baseline = rl.cell(SEPA, "arithmetic", "pass@4"), rl.cell(HICRA, "arithmetic", "pass@4")

@@ -13,7 +13,7 @@ from terms_campaign_folder import RECIPES, SEEDS, resolved, write_terms_campaign
 
 from finetrial.report import markdown, recipes, sweeps, term_charts, term_tables, terms
 from finetrial.report.build import ReportPaths, gather, write
-from finetrial.report.facts import Report
+from finetrial.report.facts import Report, RunFacts
 from finetrial.report.sampled_sets import by_prompt
 
 
@@ -129,6 +129,17 @@ def test_sets_are_counted_over_seeds(termed: Report) -> None:
     assert one.last["diversity"] == pytest.approx(0.41)
     assert facts["sets-share"].weight is None
     assert facts["sets-share"].weight_last == (0.4, 0.4)
+
+
+def test_a_saturated_score_is_not_called_a_collapse(termed: Report) -> None:
+    def saturated(run: RunFacts) -> RunFacts:
+        if run.condition != "sets-2" or run.realised is None:
+            return run
+        drawn = {**run.realised["set_diversity"], "warnings": ["saturated: the diversity of all 9 sets is 1"]}
+        return replace(run, realised={**run.realised, "set_diversity": drawn})
+
+    _, rows = term_tables.drawn(replace(termed, runs=tuple(map(saturated, termed.runs))))
+    assert {row[0]: row[-1] for row in rows} == {"sets-0.5": "collapsed", "sets-2": "saturated", "sets-share": ""}
 
 
 def test_sampled_sets_stand_side_by_side_for_a_shared_prompt(termed: Report, term_paths: ReportPaths) -> None:

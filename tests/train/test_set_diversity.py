@@ -143,8 +143,8 @@ def test_every_so_many_steps_sets_are_drawn_and_told(tmp_path):
     (result,) = train_cohort(model(), [run], 4, tmp_path / "checkpoint")
     rows = lines(run.metrics)
     told = {
-        "diversity_score", "set_quality", "set_score", "sets", "missing_sets", "equal_sets", "set_tokens",
-        "sample_time_s", "set_weight", "combined_loss",
+        "diversity_score", "set_quality", "set_score", "sets", "missing_sets", "equal_sets",
+        "saturated_sets", "set_tokens", "sample_time_s", "set_weight", "combined_loss",
     }  # fmt: skip
     assert [told <= set(row) for row in rows] == [True, False, True, False]
     assert not told & set(rows[1])
@@ -232,7 +232,10 @@ def user_functions(folder: Path) -> Path:
         "def sometimes(text, meta):\n    return None if len(text) % 5 == 0 else 1.0\n\n"
         "def worthless(text, meta):\n    return 0\n\n"
         "def one(text, meta):\n    return 'always the same'\n\n"
-        "def by_length(text, meta):\n    return len(text) % 3\n"
+        "def by_length(text, meta):\n    return len(text) % 3\n\n"
+        "def fine(text, meta):\n    return 1\n\n"
+        "def fair(text, meta):\n    return 0.8\n\n"
+        "SEEN = []\n\ndef counted(text, meta):\n    SEEN.append(text)\n    return len(SEEN)\n"
     )
     return path
 
@@ -250,7 +253,7 @@ def test_a_set_without_all_its_qualities_is_left_out_and_counted(tmp_path):
     assert lesson.updates == ()
     assert {**lesson.facts, "sample_time_s": 0} == {
         "diversity_score": None, "set_quality": None, "set_score": None, "sets": 3, "missing_sets": 3,
-        "equal_sets": 0, "set_tokens": lesson.facts["set_tokens"], "sample_time_s": 0,
+        "equal_sets": 0, "saturated_sets": 0, "set_tokens": lesson.facts["set_tokens"], "sample_time_s": 0,
     }  # fmt: skip
     assert ledger.sets is not None
     assert ledger.sets["missing_sets"] == 3
@@ -356,15 +359,85 @@ def test_a_run_whose_logits_are_not_finite_is_quarantined_alone(tmp_path, monkey
     assert "quality_loss" not in lines(broken.metrics)[-1]
 
 
-def test_dropout_is_refused_where_completions_are_sampled_without_it(tmp_path):
-    run = varied(tmp_path, training={"model": ModelConfig(lora_rank=4, lora_dropout=0.1)})
-    with pytest.raises(UserError, match="lora_dropout must be 0"):
-        train_cohort(model(), [run], 1, tmp_path / "checkpoint")
+def test_dropout_acts_on_the_rows_and_not_on_what_was_drawn(tmp_path):
+    """B is 0 at first, so that both draw the same; the gradient of B would differ where inputs of A were dropped."""
+    shares = {}
+    for chance in (0.0, 0.5):
+        lora = ModelConfig(lora_rank=4, lora_dropout=chance)
+        run = varied(tmp_path / f"{chance}", training={"model": lora, "max_grad_norm": 0})
+        (result,) = train_cohort(model(), [run], 1, tmp_path / f"checkpoint-{chance}")
+        (probe,) = result.ledger.terms["set_diversity"]["probes"]
+        (row,) = lines(run.metrics)
+        shares[chance] = probe["norm"], row["grad_norm"], [line["completion"] for line in generations(run)]
+    assert shares[0.5][2] == shares[0.0][2]
+    assert shares[0.5][0] == pytest.approx(shares[0.0][0], rel=1e-6)
+    assert abs(shares[0.5][1] - shares[0.0][1]) > 1e-2
 
 
-def a_set(diversity: float, quality: float) -> DrawnSet:
+def test_sets_that_teach_nothing_leave_the_dropout_of_rows_alone(tmp_path):
+    lora = {"model": ModelConfig(lora_rank=4, lora_dropout=0.3)}
+    measured = varied(tmp_path, weight=0, training=lora)
+    plain = replace(measured, sets=None, folder=tmp_path / "plain")
+    (one,) = train_cohort(model(), [measured], 4, tmp_path / "c1")
+    (two,) = train_cohort(model(), [plain], 4, tmp_path / "c2")
+    assert torch.equal(weights_of(one), weights_of(two))
+    without = replace(plain, model=ModelConfig(lora_rank=4), folder=tmp_path / "without")
+    (three,) = train_cohort(model(), [without], 4, tmp_path / "c3")
+    assert not torch.equal(weights_of(three), weights_of(two))
+
+
+def test_a_saturated_score_is_told_and_stops_nothing(tmp_path):
+    """Every completion is a strategy of its own and as good as can be: nothing is left to gain."""
+    path = user_functions(tmp_path)
+    best = {"score": "clusters", "clusters": f"{path}:counted", "quality": f"{path}:fine"}
+    run = varied(tmp_path, **best)
+    (result,) = train_cohort(model(), [run], 5, tmp_path / "checkpoint")
+    assert result.status == "done"
+    rows = lines(run.metrics)
+    assert [(row["saturated_sets"], row["equal_sets"], row["set_score"]) for row in rows] == [(3, 3, 1.0)] * 5
+    assert result.ledger.sets is not None
+    assert set(result.ledger.sets["alarms"]) == {"saturated"}
+    assert "all 9 sets drawn until step 3 is at its maximum of 1" in result.ledger.sets["alarms"]["saturated"]
+    assert "set_diversity" not in result.ledger.terms
+    (plain,) = train_cohort(model(), [replace(run, sets=None, folder=tmp_path / "plain")], 5, tmp_path / "c2")
+    assert torch.equal(weights_of(result), weights_of(plain))
+
+    taught = varied(tmp_path / "taught", **{**best, "quality": f"{path}:quality"})
+    (result,) = train_cohort(model(), [taught], 5, tmp_path / "c3")
+    assert result.status == "done"
+    assert result.ledger.terms["set_diversity"]["acted"] == 5
+    constant = varied(tmp_path / "constant", **{**best, "quality": f"{path}:fair"})
+    (result,) = train_cohort(model(), [constant], 5, tmp_path / "c4")
+    assert result.status == "quarantined"
+    assert "the gradient of the term 'set_diversity' is exactly 0" in (result.reason or "")
+
+
+@pytest.mark.parametrize("key", ["quality", "clusters"])
+def test_a_function_that_cannot_be_used_is_named_with_its_key(tmp_path, key: str):
+    path = user_functions(tmp_path)
+    for function, told in ((f"{tmp_path}/mime.py:fine", "no such file.*mine.py"), (f"{path}:absent", "absent")):
+        table = {"score": "clusters", "clusters": f"{path}:one", key: function}
+        with pytest.raises(
+            UserError, match=rf"\[set_diversity\] {key}: .*{told}.*expected a function of \(text, meta\)"
+        ):
+            lessons_of(varied(tmp_path / key, **table))
+
+
+def a_set(diversity: float, quality: float, **kind: bool) -> DrawnSet:
     group = Group(Task("t", "g", (), "x"), 0, np.zeros(1, np.int64), (), ())
-    return DrawnSet(group, SetScore(diversity, quality, np.zeros(4), flat=False))
+    return DrawnSet(group, SetScore(diversity, quality, np.zeros(4), **{"flat": False, **kind}))
+
+
+def test_sets_that_were_saturated_and_become_copies_are_dead():
+    log = SetLog()
+    for step in range(1, 4):
+        log.enter([a_set(1.0, 1.0, saturated=True)], step)
+    assert set(log.alarms) == {"saturated"}
+    assert not log.deaf
+    log.enter([a_set(0.25, 1.0, flat=True)], 4)
+    assert log.deaf
+    log.enter([a_set(0.5, 1.0)], 5)
+    assert not log.deaf
 
 
 def test_a_collapse_raises_the_alarm_once():

@@ -87,6 +87,31 @@ def test_advantages_are_worth_without_each():
     assert (scored.score, scored.diversity, scored.quality) == (pytest.approx(11 / 15), pytest.approx(11 / 15), 1.0)
 
 
+def test_nothing_to_gain_is_told_from_nothing_told_apart():
+    """Strangers are saturated, copies flat; neither has advantages. A set of which some subsets are at 1 is neither."""
+    for kind, best, copies in (
+        ("distinct", members((["a", "b"], ["c", "d"], ["e", "f"])), members((["a", "b"],) * 3)),
+        ("clusters", members(strategy=[1, 2, 3]), members(strategy=[1, 1, 1])),
+        ("vendi", members(embedding=np.eye(3)), members(embedding=[[1, 0, 0]] * 3)),
+    ):
+        top, same = score_set(kind, best, ONE_N, 1), score_set(kind, copies, ONE_N, 1)
+        assert top is not None
+        assert same is not None
+        assert (top.saturated, top.flat, top.full, same.saturated, same.flat, same.full) == (
+            True, False, True, False, True, False,
+        )  # fmt: skip
+        assert not top.advantage_N.any()
+        assert not same.advantage_N.any()
+        poor = score_set(kind, best, np.array([1.0, 0.5, 1.0]), 1)
+        assert poor is not None
+        assert (poor.saturated, poor.full) == (True, False)
+        assert poor.advantage_N.any()
+    mixed = score_set("clusters", members(strategy=[1, 1, 2]), ONE_N, 1)
+    assert mixed is not None
+    assert not mixed.flat
+    assert not mixed.saturated
+
+
 def test_quality_gates_what_differs():
     """The text that differs most is worthless where its quality is 0: it lowers the set's quality and its score."""
     kind, order = "self_bleu", 2

@@ -9,15 +9,24 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
+from transformers import AutoTokenizer
 
+from finetrial.analyze.passk import pass_at_k
 from finetrial.errors import UserError
 from finetrial.evaluate.choice import ChoiceItem, choice_logp
+from finetrial.evaluate.completions import write
+from finetrial.evaluate.diversity import diversity
 from finetrial.evaluate.perplexity import bits_per_byte, mean_item_nll, perplexity, token_perplexity
+from finetrial.generate.config import SamplingConfig
+from finetrial.model.config import ModelConfig
+from finetrial.model.embed import embed
 from finetrial.model.peft_format import load_peft
 from finetrial.model.render import Rendered
+from finetrial.model.source import locate
+from finetrial.records import Grade, Task
 from finetrial.train.cohort import train_cohort
 from finetrial.train.mixture_config import MixtureConfig
-from finetrial.train.runs import Mixture, RunData, TrainResult, Watch
+from finetrial.train.runs import Mixture, Questions, RunData, TrainResult, Watch
 from finetrial.train.stopping_config import WATCHED, StoppingConfig
 from finetrial.train.watch import ANSWERS, DIVERGENCES, OPTIONS, TEXTS
 from tiny import random_rows, run_data, tiny_model
@@ -166,6 +175,92 @@ def test_every_metric_of_choices_is_the_evaluators(tmp_path: Path, metric: str) 
     for g, have in enumerate((result.ledger.baseline, result.ledger.watched[0]["value"])):
         want = np.mean([of(logp_GO[g], item) for logp_GO, item in zip(found, items, strict=True)])
         assert have == pytest.approx(want, abs=1e-5)
+
+
+TOKENIZER = AutoTokenizer.from_pretrained(locate(ModelConfig()))
+WARM = SamplingConfig(max_tokens=16, temperature=0.4)
+SAMPLES = 4
+
+
+class ByLength:
+    """Right by the length of the text; every fifth length cannot be graded."""
+
+    @staticmethod
+    def value(text: str) -> float | None:
+        return None if len(text) % 5 == 0 else float(len(text) % 4 == 1)
+
+    def grade(self, tasks: list[Task], texts: list[str]) -> list[Grade]:
+        assert len(tasks) == len(texts)
+        return [Grade(self.value(text), "length") for text in texts]
+
+
+def asking(run: RunData, metric: str, graded: bool) -> RunData:
+    """The run, watched on what it writes for five prompts."""
+    words = ("one", "the other", "what is it", "tell me more", "why")
+    on = Questions(
+        tasks=[Task(f"t{k}", f"g{k}", ({"role": "user", "content": word},), "x") for k, word in enumerate(words)],
+        prompts=[np.array(TOKENIZER(word)["input_ids"], dtype=np.int64) for word in words],
+        grader=ByLength() if graded else None,  # type: ignore[arg-type]
+        tokenizer=TOKENIZER,
+        stop_ids=tuple(range(0, len(TOKENIZER), 8)),
+        sampling=WARM,
+        samples=SAMPLES,
+        seed=3,
+        vocabulary=len(TOKENIZER),
+        matched_words=5,
+    )
+    run = guarded(run, select="last", floor=1e9, every=3)
+    assert run.watch is not None
+    return replace(run, watch=replace(run.watch, metric=metric, better="higher", on=on, key=metric))
+
+
+def written_in_the_end(run: RunData, result: TrainResult) -> list[list[list]]:
+    """Completions (model, task, sample) of the base and the last adapter, as suites are written."""
+    assert run.watch is not None
+    on = run.watch.on
+    assert isinstance(on, Questions)
+    model = tiny_model(vocab_size=len(TOKENIZER))
+    return write(model, [result.adapter], on.tasks, on.prompts, TOKENIZER, on.stop_ids, WARM, SAMPLES, on.seed)
+
+
+@pytest.mark.parametrize(
+    "metric", ["distinct_1", "distinct_1_matched", "self_bleu_2", "ead_2", "degenerate", "vendi", "semantic_diversity"]
+)
+def test_texts_are_watched_as_suites_measure_them_and_nobody_grades(tmp_path: Path, metric: str) -> None:
+    run = asking(run_data(tmp_path, learning_rate=5e-2), metric, graded=False)
+    (result,) = train_cohort(tiny_model(vocab_size=len(TOKENIZER)), [run], 6, tmp_path / "checkpoint")
+    found, missing = [], []
+    for items in written_in_the_end(run, result):
+        values = []
+        for mine in items:
+            texts = [one.text for one in mine]
+            vectors = embed(tiny_model(vocab_size=len(TOKENIZER)), TOKENIZER, texts)
+            measured = diversity(texts, len(TOKENIZER), vectors, [one.finished for one in mine], matched=5)
+            values.append(measured[metric])
+        found.append(np.mean([value for value in values if value is not None]))
+        missing.append(values.count(None))
+    assert result.ledger.watched[-1]["missing"] == missing[1]
+    assert [result.ledger.baseline, result.ledger.watched[-1]["value"]] == pytest.approx(found, abs=1e-6)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_pass_at_k_is_watched_over_what_is_graded(tmp_path: Path, k: int) -> None:
+    """A task with fewer than k graded completions has no value, and is told as missing."""
+    run = asking(run_data(tmp_path, learning_rate=5e-2), f"pass@{k}", graded=True)
+    (result,) = train_cohort(tiny_model(vocab_size=len(TOKENIZER)), [run], 6, tmp_path / "checkpoint")
+    found, missing = [], []
+    for items in written_in_the_end(run, result):
+        grades = [[ByLength.value(one.text) for one in mine] for mine in items]
+        known = [[value for value in mine if value is not None] for mine in grades]
+        count, right = (np.array([of(mine) for mine in known if len(mine) >= k]) for of in (len, sum))
+        found.append(float(pass_at_k(count, right.astype(int), k).mean()))
+        missing.append(len(known) - len(count))
+    watched = result.ledger.watched[-1]
+    assert [result.ledger.baseline, watched["value"]] == pytest.approx(found)
+    assert watched["missing"] == missing[1]
+    assert 0 < found[0] < 1
+    assert k < 3 or missing[0] + missing[1] > 0
 
 
 def test_the_best_adapter_is_kept_and_the_last_one_beside_it(tmp_path: Path) -> None:

@@ -160,10 +160,11 @@ def condition(
             "mixed; give training.max_steps"
         )
     model = validated(ModelConfig, own["model"], place, f"{where}.model")
-    if model.lora_dropout and (practises or options["set_diversity"] is not None):
+    if model.lora_dropout and practises:
         raise UserError(
             f"{place}: [{where}.model] lora_dropout is {model.lora_dropout}, but completions are sampled without it: "
-            "what would be trained is not what was sampled; write model.lora_dropout = 0 here"
+            "with it, a policy's update would begin at ratios other than 1 and clip what dropout did, and without it "
+            "nothing would be dropped; write model.lora_dropout = 0 here"
         )
     return Condition(
         name=shown,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from finetrial.analyze.contrast import Contrast, Tradeoff
 from finetrial.analyze.metrics import pass_at
 from finetrial.campaign.conditions import Condition
-from finetrial.campaign.settings import BASE, HELD_OUT, EvaluationConfig, File
+from finetrial.campaign.settings import BASE, HELD_OUT, INSTRUMENTS, EvaluationConfig, File
 from finetrial.errors import UserError, nearest
 from finetrial.evaluate.reward_config import RewardModelConfig
 from finetrial.grade.config import GraderConfig
@@ -52,10 +52,10 @@ def resolved(
     names = [condition.name for condition in conditions]
     declared = file.contrasts or _by_default(conditions, kinds)
     contrasts = tuple(_contrast(contrast, file, names, kinds, primary, place) for contrast in declared)
-    _check_watched(conditions, contrasts, kinds, file, place)
     for tradeoff in file.analysis.tradeoffs:
         _check_tradeoff(tradeoff, file, [*names, BASE], kinds, place)
     _check_labels(file, contrasts, kinds, primary, place)
+    _check_watched(conditions, contrasts, kinds, file, place)
     seen: set[str] = set()
     for contrast in contrasts:
         if contrast.name in seen:
@@ -102,7 +102,7 @@ def _check_labels(
 def _check_watched(
     conditions: Sequence[Condition], contrasts: Sequence[Contrast], kinds: Mapping[str, str], file: File, place: str
 ) -> None:
-    """Refuse a guard that watches what cannot be watched, and contrasts on what one watches.
+    """Refuse a guard that watches what cannot be watched, and contrasts and trade-offs on what one watches.
 
     The watched items choose when a run stops and which of its adapters is kept, so a run's values on them are better
     than they would be on others like them.
@@ -113,17 +113,7 @@ def _check_watched(
         suite, where = one.stopping.suite, f"{place}: [stopping] of {one.name}"
         if suite not in kinds:
             raise UserError(f"{where}: suite {suite!r} is not evaluated{nearest(suite, kinds)}; there are {[*kinds]}")
-        metrics = WATCHED.get(kinds[suite], ())
-        if not metrics or metrics[0] not in _measured(suite, kinds[suite], file):
-            raise UserError(
-                f"{where}: suite {suite!r} of kind {kinds[suite]} cannot be watched with its grader; expected a suite "
-                f"of kind {' or '.join(WATCHED)}, of tasks one whose grades are shares"
-            )
-        if (one.stopping.metric or metrics[0]) not in metrics:
-            raise UserError(
-                f"{where}: metric {one.stopping.metric!r} cannot be watched on suites of kind {kinds[suite]}"
-                f"{nearest(str(one.stopping.metric), metrics)}; there are {', '.join(metrics)}"
-            )
+        _check_watchable(one.stopping, kinds, file, where)
         for contrast in contrasts:
             if suite in {(on or "").partition("@")[0] for on in (contrast.suite, contrast.minus_suite)}:
                 raise UserError(
@@ -131,6 +121,38 @@ def _check_watched(
                     "watches: its items choose that run's adapter, so its values there are too good; compare on "
                     "another suite, or watch another"
                 )
+        for tradeoff in file.analysis.tradeoffs:
+            if suite in (*tradeoff.x_axis.suites, *tradeoff.y_axis.suites):
+                raise UserError(
+                    f"{place}: [[analysis.tradeoffs]] {tradeoff.name!r} is on suite {suite!r}, which [stopping] of "
+                    f"{one.name} watches: its items choose that run's adapter, so it stands too well there; take "
+                    "another suite, or watch another"
+                )
+
+
+def _check_watchable(stopping: StoppingConfig, kinds: Mapping[str, str], file: File, where: str) -> None:
+    """Refuse what a guard cannot measure: suites of other kinds, and metrics that the suite does not have."""
+    suite, kind = stopping.suite, kinds[stopping.suite]
+    if kind not in WATCHED:
+        there = [name for name, of in kinds.items() if of in WATCHED]
+        raise UserError(
+            f"{where}: suite {suite!r} of kind {kind} cannot be watched: inside the training loop suites of kind "
+            f"{', '.join(WATCHED)} are measured; "
+            + (f"expected one of {', '.join(there)}" if there else "declare one in [[suites]] or [split]")
+        )
+    known, metric = _measured(suite, kind, file), watched_metric(stopping, kind)
+    metrics = tuple(name for name in known if name not in ("reward", "score"))
+    if kind == "tasks" and "correct" in metrics and pass_at(metric) is not None:
+        _check_metric(metric, f"{where}: metric", [suite], kind, file)
+    elif metric not in metrics:
+        listed = [*metrics, "pass@k"] if "correct" in metrics else metrics
+        unset = "" if stopping.metric else " (the default)"
+        texts = "; texts are measured where samples is above 1 or diversity = true, by embeddings with semantic = true"
+        how = texts if kind == "tasks" and metric in INSTRUMENTS else ""
+        raise UserError(
+            f"{where}: metric {metric!r}{unset} cannot be watched on suites of kind {kind} like {suite!r}"
+            f"{nearest(metric, listed)}; there are {', '.join(listed)}{how}"
+        )
 
 
 def watched_metric(stopping: StoppingConfig, kind: str) -> str:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from finetrial.campaign import interim
-from finetrial.campaign.plan import Plan, Run
+from finetrial.campaign.plan import Plan, Run, reached
 from finetrial.campaign.prepare import Prepared
 from finetrial.campaign.settings import BASE
 from finetrial.campaign.spec import Spec
@@ -151,11 +151,12 @@ def integrity(
         (run.condition, run.seed, suite.name)
         for run in decided.runs
         for suite in decided.suites
-        if records[run.name]["status"] == "done" and (suite.step is None or suite.step in run.snapshots)
+        if reached(records[run.name], suite.step) and (suite.step is None or suite.step in run.snapshots)
     }
     seen = {(outcome.condition, outcome.seed, outcome.suite) for outcome in outcomes if outcome.value is not None}
     absent = sorted(f"{condition}_s{seed} on {suite}" for condition, seed, suite in expected - seen)
     guarded = [_check("every guard of early stopping measured its run", not unguarded, unguarded)] if guards else []
+    guarded += _ended_early(decided, records)
     return [
         _check("realised steps and rows are those planned", not short, short),
         *guarded,
@@ -165,6 +166,21 @@ def integrity(
         _check("not a dry run", not is_dry, ["--max-steps was given"] if is_dry else []),
         *_gradient_shares(records),
     ]
+
+
+def _ended_early(decided: Plan, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A note on runs that their guards stopped before their last snapshot, and why; none where no run was."""
+    told = []
+    for run in decided.runs:
+        record = records[run.name]
+        lost = [str(step) for step in run.snapshots if record["status"] == "done" and not reached(record, step)]
+        if lost:
+            stopping = record["stopping"]
+            told.append(
+                f"{run.name} ended after step {stopping['stopped_at']} ({stopping['reason']}): no outcomes at step "
+                f"{', '.join(lost)}"
+            )
+    return [{**_check("runs reached their snapshots", True, told), "warning": True}] if told else []
 
 
 def _taught(run: Run) -> str:

@@ -17,7 +17,7 @@ from finetrial.campaign.health import alive
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.measures import choice, harness, likelihood, tasks
 from finetrial.campaign.measures.examinee import Examinee
-from finetrial.campaign.plan import Plan, Suite
+from finetrial.campaign.plan import Plan, Suite, reached
 from finetrial.campaign.settings import BASE
 from finetrial.records import Outcome
 
@@ -49,8 +49,9 @@ KINDS: dict[str, Kind] = {
 def evaluate(launch: Launch, decided: Plan, records: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
     """Measure the base and every finished adapter on every suite; what was measured before is not done again.
 
-    A quarantined run has no adapter to measure: its outcomes are there and missing, so that no statistic can take
-    the runs that survived for all. What models wrote is collected in `completions.parquet`.
+    A quarantined run has no adapter to measure, nor has one that its guard stopped at the steps behind its end: their
+    outcomes are there and missing, so that no statistic can take the runs that survived for all. What models wrote is
+    collected in `completions.parquet`.
 
     Raises:
         UserError: a contrast is on an instrument that measured nothing.
@@ -65,7 +66,7 @@ def evaluate(launch: Launch, decided: Plan, records: Mapping[str, Mapping[str, A
             if kind.answers is not None:
                 written.append(kind.answers(launch, suite, one))
         for run in decided.runs:
-            if records[run.name]["status"] != "done" and (suite.step is None or suite.step in run.snapshots):
+            if not reached(records[run.name], suite.step) and (suite.step is None or suite.step in run.snapshots):
                 gone = replace(THE_BASE, condition=run.condition, seed=run.seed)
                 outcomes += [replace(outcome, value=None) for outcome in kind.outcomes(launch, suite, gone)]
     if written:
@@ -82,7 +83,7 @@ def _examinees(launch: Launch, suite: Suite, decided: Plan, records: Mapping[str
     examinees = [THE_BASE] if suite.step is None else []
     for run in decided.runs:
         record, folder = records[run.name], launch.folder.store.path("train", run.key)
-        if record["status"] != "done":
+        if not reached(record, suite.step):
             continue
         if suite.step is None:
             examinees.append(Examinee(run.condition, run.seed, run.name, str(record["adapter"]), folder / "adapter"))

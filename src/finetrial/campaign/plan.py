@@ -13,15 +13,18 @@ from typing import Any, Literal
 from finetrial.campaign.conditions import Condition
 from finetrial.campaign.contrasts import watched_metric
 from finetrial.campaign.practice import PracticeSet
+from finetrial.campaign.settings import INSTRUMENTS
 from finetrial.campaign.spec import Spec
 from finetrial.data.select import Selection
+from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import grader_key
 from finetrial.identity import digest, stage_key
 from finetrial.store import Store, read_json
+from finetrial.train.term_config import function_error
 
 STAGE_VERSIONS = {"render": 2, "train": 1, "evaluate": 2, "rl": 2, "completions": 1, "grades": 1, "texts": 1,
-                  "choice": 1, "conversation": 1, "lm_eval": 1}  # fmt: skip
+                  "choice": 1, "conversation": 1, "lm_eval": 1, "set_diversity": 2}  # fmt: skip
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
 Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]
@@ -56,6 +59,8 @@ class Suite:
     """`perplexity`, `tasks`, `choice`, `conversation` or `lm_eval`."""
     step: int | None = None
     """Set where adapters are measured as they were after this step; the items are those of `of`."""
+    texts: str = field(default="", compare=False)
+    """Of what is measured of completions' texts: all that it depends on beside `hash`; empty where nothing is."""
     prompt: str = field(default="", compare=False)
     """The first item as the model reads it, up to where the assistant begins; special tokens included."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -201,6 +206,13 @@ def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
             yield tuple(group[start : start + size])
 
 
+def reached(record: Mapping[str, Any], step: int | None) -> bool:
+    """Whether a run has an adapter of step `step`, or, for None, of its end: one that its guard stopped has none of later
+    steps, one in quarantine has none at all."""
+    end = (record.get("stopping") or {}).get("stopped_at")
+    return record["status"] == "done" and (step is None or end is None or step <= end)
+
+
 def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool) -> Run:
     selection = inputs.selections[condition.name, seed]
     steps, parts = condition.steps(len(selection.ids)), inputs.parts.get(condition.name, {})
@@ -215,9 +227,12 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
     if condition.anchor is not None and condition.anchor.coef:
         science["anchor"] = condition.anchor.model_dump(mode="json")
     if condition.set_diversity is not None:
-        functions = filter(None, (condition.set_diversity.quality, condition.set_diversity.clusters))
-        keys = [grader_key(GraderConfig(kind="function", function=function)) for function in functions]
-        science["set_diversity"] = {**condition.set_diversity.model_dump(mode="json"), "functions": keys}
+        keys = [_function_key(name, function) for name, function in condition.set_diversity.functions.items()]
+        science["set_diversity"] = {
+            **condition.set_diversity.model_dump(mode="json"),
+            "functions": keys,
+            "version": STAGE_VERSIONS["set_diversity"],
+        }
     if condition.mixture is not None:
         shares = {part.name: [list(point) for point in part.points] for part in condition.mixture.parts}
         mixed = {name: {"share": shares[name], "rows": part.key} for name, part in parts.items()}
@@ -227,6 +242,8 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
         rule = condition.stopping.model_dump(mode="json", exclude={"suite", "metric"})
         metric = watched_metric(condition.stopping, watched.kind)
         science["stopping"] = {**rule, "metric": metric, "suite": watched.hash}
+        if metric in INSTRUMENTS:
+            science["stopping"]["texts"] = watched.texts
     if snapshots:
         science["snapshots"] = list(snapshots)
     if dry:
@@ -256,6 +273,14 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
         snapshots=snapshots,
         parts=parts,
     )
+
+
+def _function_key(name: str, function: str) -> str:
+    """Identity of a user's function that `[set_diversity]` names."""
+    try:
+        return grader_key(GraderConfig(kind="function", function=function))
+    except UserError as error:
+        raise UserError(function_error(name, error)) from error
 
 
 def _without_defaults(table: str, values: Mapping[str, Any]) -> dict[str, Any]:

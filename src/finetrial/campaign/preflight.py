@@ -13,30 +13,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from finetrial.analyze.permute import attainable_p
 from finetrial.analyze.verdict import MIN_SEEDS
 from finetrial.campaign.design import detectable
+from finetrial.campaign.execute import RunOptions
 from finetrial.campaign.folder import Folder, Say
 from finetrial.campaign.labelling import collect
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.manifest import proven
 from finetrial.campaign.measures.rewards import prove
-from finetrial.campaign.plan import Run, plan
+from finetrial.campaign.plan import Plan, Run, plan
 from finetrial.campaign.practice import Exam, Graders, PracticeSet
 from finetrial.campaign.prepare import Prepared, prepare
 from finetrial.campaign.spec import Spec
 from finetrial.campaign.stages import moved, run_data
 from finetrial.model.base import Base, load_base
+from finetrial.model.peft_format import saved_bytes
 from finetrial.model.render import Rendered, render_batch
 from finetrial.records import Task
 from finetrial.train.cohort import train_cohort
 from finetrial.train.gradient_share import FROM_BASE, NOISE, PROBES, WEAK, TermState, auxiliary_terms, term_facts
 from finetrial.train.runs import RunData, TrainResult
-
-BYTES_PER_NUMBER = 4
-"""Adapters are stored as float32."""
+from finetrial.train.set_diversity import SetLog
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def preflight(spec: Spec, logs: Path, say: Say) -> list[Check]:
         checks += [Check(f"labels of suite {one['suite']} fit it", True, f"{one['labels']} labels") for one in labels]
         for run in first:
             checks += _condition(launch, run, Path(scratch))
-    checks.append(_disk(spec, base, logs))
+    checks.append(_disk(spec, decided, base, logs))
     checks += _design(spec)
     checks += [
         Check(f"power: {design.name}", True, "; ".join([design.sentence, *design.warnings]), bool(design.warnings))
@@ -146,6 +144,8 @@ def _condition(launch: Launch, run: Run, scratch: Path) -> list[Check]:
             *_practised(run, run.selection, result, rows[0], _shown(launch, run.selection.tasks[0])),
             *terms,
         ]
+    if result.ledger.sets is not None:
+        terms.append(_sets(run, SetLog(**result.ledger.sets)))
     loss = rows[0]["loss"]
     told = f"loss {loss:.4f} on the first batch" if loss is not None else str(result.reason)
     finite = loss is not None and moved(result.adapter)
@@ -190,6 +190,20 @@ def _terms(run: Run, data: RunData, result: TrainResult) -> list[Check]:
     return checks
 
 
+def _sets(run: Run, log: SetLog) -> Check:
+    """Whether the first sets leave anything to gain: where all are as diverse as can be, the term has no gradient from
+    diversity, which is no defect, but may not be what was wanted."""
+    whole = log.sets - log.missing_sets
+    means = ", ".join(f"mean {name} {value:.3g}" for name, value in log.first.items())
+    told = f"{log.saturated_sets} of {whole} sets are at the maximum of diversity; at the first step {means}"
+    saturated = whole > 0 and log.saturated_sets == whole
+    if not whole:
+        told = f"none of {log.sets} sets has a score"
+    elif saturated:
+        told += "; the term has no gradient from it until completions of a prompt resemble one another"
+    return Check(f"{run.condition}: sets of completions can gain diversity", True, told, warning=saturated or not whole)
+
+
 def _practised(
     run: Run, practice: PracticeSet, result: TrainResult, row: Mapping[str, Any], prompt: str
 ) -> list[Check]:
@@ -225,18 +239,32 @@ def _coverage(rows: Sequence[Rendered]) -> str:
     return f"{len(rows)} rows, {supervised / tokens:.0%} of {tokens:,} tokens supervised, {cut} rows truncated"
 
 
-def _disk(spec: Spec, base: Base, logs: Path) -> Check:
-    """Adapters of all runs twice (store and campaign folder), and their optimiser states once."""
-    rank = max(condition.model.lora_rank for condition in spec.conditions)
-    linear = [module for module in base.model.modules() if isinstance(module, nn.Linear)]
-    numbers = sum(rank * (layer.in_features + layer.out_features) for layer in linear)
-    runs = len(spec.conditions) * len(spec.campaign.seeds)
-    need = numbers * BYTES_PER_NUMBER * (2 * runs + 3 * min(16, runs))
+def _disk(spec: Spec, decided: Plan, base: Base, logs: Path) -> Check:
+    need = adapter_bytes(spec, decided, base) + _state_bytes(spec, decided, base)
     place = logs
     while not place.exists():
         place = place.absolute().parent
     free = shutil.disk_usage(place).free
     return Check("disk space", free > 2 * need, f"about {need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
+
+
+def adapter_bytes(spec: Spec, decided: Plan, base: Base) -> int:
+    """Bytes of all adapters in store and campaign folder: that of each run's end, its snapshots, and where it is
+    guarded at most one that was not kept."""
+    total = 0
+    for run in decided.runs:
+        condition = spec.condition(run.condition)
+        kept = 1 + len(run.snapshots) + (condition.stopping is not None)
+        total += 2 * kept * saved_bytes(base.model, condition.model)
+    return total
+
+
+def _state_bytes(spec: Spec, decided: Plan, base: Base) -> int:
+    """Bytes of the largest cohort's state: its adapters as wide as the widest, two moments of each number, what guards
+    keep; a new state is written before the old one goes."""
+    widest = max(saved_bytes(base.model, condition.model) for condition in spec.conditions)
+    guarded = any(condition.stopping is not None for condition in spec.conditions)
+    return 2 * (3 + guarded) * min(RunOptions.cohort_size, len(decided.runs)) * widest
 
 
 def _design(spec: Spec) -> list[Check]:

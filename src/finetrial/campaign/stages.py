@@ -243,6 +243,7 @@ def _set_facts(sets: SetPrompts, ledger: Ledger) -> dict[str, Any]:
         "sets": log.sets,
         "missing_sets": log.missing_sets,
         "equal_sets": log.equal_sets,
+        "saturated_sets": log.saturated_sets,
         "sampled_tokens": ledger.sampled_tokens,
         "first": log.first,
         "recent": log.recent,

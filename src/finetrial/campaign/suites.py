@@ -116,9 +116,20 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
         groups=len({task.group for task in exam.tasks}),
         hash=digest(content),
         kind=exam.kind,
+        texts=_texts(exam),
         prompt=shown(prompt_text(first.messages, tokenizer) + exam.lead),
         facts={**facts, **({} if exam.chance is None else {"chance": exam.chance})},
     )
+
+
+def _texts(exam: Exam) -> str:
+    """Identity of how the completions of an exam are measured as texts: no part of the suite's own, whose completions
+    and grades it does not change."""
+    if exam.kind != "tasks" or not exam.evaluation.instruments:
+        return ""
+    references = [task.gold or task.reference for task in exam.tasks]
+    matched = exam.evaluation.matched_words
+    return digest({"version": STAGE_VERSIONS["texts"], "references": references, "matched_words": matched})
 
 
 def check_rendering(place: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:

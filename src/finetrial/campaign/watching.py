@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from finetrial.analyze.metrics import direction
+from finetrial.analyze.metrics import direction, pass_at
 from finetrial.campaign.contrasts import watched_metric
 from finetrial.campaign.launch import Launch
 from finetrial.campaign.measures.choice import option_items
+from finetrial.campaign.measures.tasks import gradings
 from finetrial.campaign.plan import Run, Suite
 from finetrial.campaign.practice import Exam
 from finetrial.data.select import draw_order
@@ -50,7 +51,7 @@ def _on(
     part = replace(exam, tasks=tuple(task for task in exam.tasks if task.id in set(items)))
     if suite.kind == "choice":
         return option_items(launch, part, "label" if metric.endswith("_letter") else "text")
-    return _questions(launch, part)
+    return _questions(launch, suite.name, part, metric)
 
 
 def watched_items(items: Sequence[str], config: StoppingConfig) -> tuple[str, ...]:
@@ -72,16 +73,33 @@ def _texts(launch: Launch, suite: str, items: Sequence[str]) -> dict[str, Render
     return rows
 
 
-def _questions(launch: Launch, exam: Exam) -> Questions:
+def _questions(launch: Launch, suite: str, exam: Exam, metric: str) -> Questions:
+    """Tasks with the grader that the metric needs, or with none: what is not graded costs no judge a call.
+
+    Raises:
+        UserError: `correct_relaxed` where there is one way of grading only.
+    """
+    grading = exam.grading
+    if metric == "correct_relaxed":
+        loosely = gradings(exam)[1:]
+        if not loosely:
+            raise UserError(
+                f"[stopping] metric 'correct_relaxed' is measured where choices are graded strictly; suite {suite!r} "
+                f"is graded as {grading.kind}: watch 'correct'"
+            )
+        (grading,) = loosely
+    grades = metric in ("correct", "correct_relaxed") or pass_at(metric) is not None
     return Questions(
         tasks=exam.tasks,
         prompts=launch.prepared.prompts_of(exam.tasks),
-        grader=launch.graders.of(exam.grading),
+        grader=launch.graders.of(grading) if grades else None,
         tokenizer=launch.base.tokenizer,
         stop_ids=launch.base.stop_ids,
         sampling=exam.evaluation.sampling,
         samples=exam.evaluation.samples,
         seed=exam.evaluation.seed,
+        vocabulary=launch.base.vocabulary,
+        matched_words=exam.evaluation.matched_words,
     )
 
 

@@ -26,7 +26,8 @@ class Answer:
     """One completion of an item."""
 
     text: str
-    grade: Grade
+    grade: Grade | None
+    """None where nothing was asked of a grader."""
     tokens: int
     """Sampled tokens, the one that ended it included."""
     finished: bool
@@ -42,7 +43,7 @@ def examine(
     prompts: Sequence[np.ndarray],
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
-    grader: Grader | JudgeGrader,
+    grader: Grader | JudgeGrader | None,
     sampling: SamplingConfig,
     samples: int = 1,
     seed: int = 0,
@@ -59,7 +60,7 @@ def examine(
         prompts: int64 tokens (T,) of each, generation prompt included.
         tokenizer: decodes.
         stop_ids: tokens that end a completion.
-        grader: of these tasks.
+        grader: of these tasks; None where grades are not wanted.
         sampling: how completions are drawn.
         samples: of each item.
         seed: of the sampling noise.
@@ -73,7 +74,8 @@ def examine(
         model, head, stack, models, tasks, prompts, tokenizer, stop_ids, sampling, samples, seed, progress
     )
     asked = [task for _ in models for task in tasks for _ in range(samples)]
-    grades = iter(grader.grade(asked, [one.text for items in written for mine in items for one in mine]))
+    texts = [one.text for items in written for mine in items for one in mine]
+    grades = iter([None] * len(texts) if grader is None else grader.grade(asked, texts))
     return [
         [[Answer(one.text, next(grades), one.tokens, one.finished) for one in mine] for mine in items]
         for items in written

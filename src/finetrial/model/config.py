@@ -20,7 +20,13 @@ class ModelConfig(Config):
     )
     lora_rank: int = Field(default=8, ge=1, description="rank of each adapter matrix pair")
     lora_alpha: float | None = Field(default=None, gt=0, description="scale numerator; default twice the rank")
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    lora_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="dropout on the adapter's input, where rows of data are learnt from; never on completions that the "
+        "adapter drew itself, so reinforcement learning needs 0",
+    )
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
     init: Literal["lora", "pissa", "olora"] = Field(
         default="lora",

@@ -7,15 +7,20 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetrial.errors import UserError
 from finetrial.model.adapters import Adapter
+from finetrial.model.config import ModelConfig
+from finetrial.model.targets import target_modules
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of PEFT that change the base: such an adapter means something on that changed base alone."""
+
+BYTES_PER_NUMBER = 4
+"""Adapters are stored as float32."""
 
 MAGNITUDE = ".lora_magnitude_vector"
 
@@ -68,6 +73,20 @@ def save_peft(adapter: Adapter, folder: Path, base: str, revision: str | None = 
     for path, m_O in (adapter.magnitudes or {}).items():
         tensors[f"{PREFIX}{path}{MAGNITUDE}"] = m_O
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def saved_bytes(model: nn.Module, config: ModelConfig) -> int:
+    """Bytes of the tensors that `save_peft` writes of an adapter of this configuration, in float32; the file has a
+    header of a few kilobytes besides. PiSSA and OLoRA have twice the rank, DoRA a magnitude per output feature.
+
+    Raises:
+        UserError: as `target_modules`.
+    """
+    rank = config.lora_rank * (1 if config.init == "lora" else 2)
+    linears = target_modules(model, config.targets).values()
+    numbers = sum(rank * (one.in_features + one.out_features) for one in linears)
+    magnitudes = sum(one.out_features for one in linears) if config.dora else 0
+    return BYTES_PER_NUMBER * (numbers + magnitudes)
 
 
 def load_peft(folder: Path) -> Adapter:

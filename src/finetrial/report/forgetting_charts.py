@@ -12,7 +12,7 @@ from finetrial.report.facts import Report
 from finetrial.report.forgetting import Traded
 from finetrial.report.forgetting_tables import axis_words
 from finetrial.report.labels import place
-from finetrial.report.learning import HeldOut, held_out
+from finetrial.report.learning import HeldOut, ends_told, held_out
 from finetrial.report.theme import GRID, INK, MUTED, SERIES_SHAPES, Chart, chart_of, finish, metric_words, number
 
 WIDTH, HEIGHT = 640, 420
@@ -321,7 +321,7 @@ def _checkpoints(report: Report, k: int, declared: Tradeoff, points: Sequence[He
         f"{declared.name}, over training",
         f"The same items at every checkpoint; all lines start from the frozen base. Each dot is the mean of the seeds. "
         f"{look.told()} {n_seeds(len(p.values) for p in trained)}. Picking the best step after the fact would be "
-        "choosing by luck. Axes begin near the data.",
+        f"choosing by luck.{ends_told(report, names)} Axes begin near the data.",
         f"Lines of {', '.join(f'{metric} on {suite}' for suite, metric in shown)} against training step. {told}.",
     )
 

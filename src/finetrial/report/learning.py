@@ -5,7 +5,7 @@ from a row is missing there; a mean over steps is then one over the steps that h
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -194,10 +194,15 @@ class HeldOut:
 
 
 def held_out(report: Report) -> list[HeldOut]:
-    """Every condition on suites with snapshots: the base as step 0, the snapshots, the end at a run's last step."""
+    """Every condition on suites with snapshots: the base as step 0, the snapshots, the end at a run's last step.
+
+    A run that was stopped ends there. Where a guard kept an earlier adapter, what the suite measured is not the end,
+    and is left out.
+    """
     tracked = {(snapshot_of(cell.suite)[0], cell.metric) for cell in report.snapshots}
     ends = {(run["condition"], run["seed"]): run.get("steps") for run in report.section("runs") or []}
     ends |= {(run.condition, run.seed): last_step([run]) for run in report.runs if run.curve}
+    earlier = {(run.condition, run.seed) for run in report.runs if _kept_earlier(run)}
     points: dict[tuple[str, str, str, int], list[float]] = {}
 
     def put(cell: Cell, seed: SeedMean, suite: str, step: int | None) -> None:
@@ -208,15 +213,36 @@ def held_out(report: Report) -> list[HeldOut]:
         suite, step = snapshot_of(cell.suite)
         for seed in cell.seeds:
             end = None if seed.seed is None else ends.get((cell.condition, seed.seed))
-            if end is None or step < end:
+            if end is None or step < end or (step == end and (cell.condition, seed.seed) in earlier):
                 put(cell, seed, suite, step)
     for cell in report.cells:
         if (cell.suite, cell.metric) in tracked:
             for seed in cell.seeds:
-                put(cell, seed, cell.suite, 0 if seed.seed is None else ends.get((cell.condition, seed.seed)))
+                if (cell.condition, seed.seed) not in earlier:
+                    put(cell, seed, cell.suite, 0 if seed.seed is None else ends.get((cell.condition, seed.seed)))
     order = {name: k for k, name in enumerate(report.conditions)}
     found = [HeldOut(*key, tuple(means)) for key, means in points.items()]
     return sorted(found, key=lambda point: (point.suite, point.metric, order[point.condition], point.step))
+
+
+def _kept_earlier(run: RunFacts) -> bool:
+    """Whether a guard kept another adapter than the last one."""
+    guard = run.record.get("stopping") or {}
+    return guard.get("selected") != guard.get("last_adapter")
+
+
+def stopped_told(runs: Iterable[RunFacts]) -> str:
+    """That lines of some of these runs end before the others, with a space before it; nothing where none does."""
+    ended = any(run.stopped_at is not None for run in runs)
+    return " A run that its guard stopped ends there; later points are of the others." if ended else ""
+
+
+def ends_told(report: Report, conditions: Sequence[str]) -> str:
+    """What guards have to do with where the curves of `held_out` end, as `stopped_told`."""
+    runs = [run for run in report.runs if run.condition in conditions]
+    kept = any(_kept_earlier(run) for run in runs)
+    earlier = " Where a guard kept an earlier adapter, verdicts rest on that one, and the run has no dot at its end."
+    return stopped_told(runs) + (earlier if kept else "")
 
 
 def held_out_metrics(report: Report) -> list[str]:

@@ -13,6 +13,7 @@ from finetrial.report.facts import Report, RunFacts
 from finetrial.report.learning import (
     HeldOut,
     binned,
+    ends_told,
     held_out,
     held_out_metrics,
     last_step,
@@ -146,8 +147,8 @@ def _held_out(report: Report, metric: str, points: Sequence[HeldOut]) -> Chart |
         f"Held-out tasks over training, {words.axis}",
         "The same held-out tasks at every step. Each dot is the mean of the seeds, each of them a mean "
         f"over the suite’s items. {look.told()} {n_seeds(len(p.values) for p in trained)}.{base_told} The last "
-        "dot is what the verdicts rest on; picking the best step after the fact would be choosing by luck. Axes begin "
-        "near the data.",
+        "dot is what the verdicts rest on; picking the best step after the fact would be choosing by luck."
+        f"{ends_told(report, names)} Axes begin near the data.",
         f"Lines of {words.axis} on held-out tasks against training step. {told}.",
     )
 

@@ -5,7 +5,7 @@ Every function takes a `Report` and returns finished `Chart`s, or nothing where 
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -13,7 +13,7 @@ import numpy as np
 
 from finetrial.report.curves import CURVE_WIDTH, in_rows, limits, step_axis, value_axis
 from finetrial.report.facts import Report, RunFacts
-from finetrial.report.learning import last_step, values
+from finetrial.report.learning import last_step, stopped_told, values
 from finetrial.report.mechanism_charts import Part, multiples
 from finetrial.report.sweeps import chart as sweep_chart
 from finetrial.report.sweeps import sweeps
@@ -164,7 +164,7 @@ def anchor_curves(report: Report) -> Chart | None:
         "anchor-curves",
         "Anchors while training",
         "Divergence of an anchored token’s distribution from the base’s, before weight and cap, on the rows that are "
-        f"trained on; its kind is in the table.{bound}{_stopped(runs)}",
+        f"trained on; its kind is in the table.{bound}{stopped_told(runs)}",
         per_row=2 if not any(values(run, "anchor_capped_share") for run in runs) else 3,
         height=150,
     )
@@ -186,15 +186,10 @@ def set_curves(report: Report) -> Chart | None:
         "set-curves",
         "Sets of completions while training",
         "Completions that the adapter draws for prompts it trains on. The loss on the rows is what plain fine-tuning "
-        f"lowers; no evaluation loss ever contains the term.{_stopped(runs)}",
+        f"lowers; no evaluation loss ever contains the term.{stopped_told(runs)}",
         per_row=2,
         height=150,
     )
-
-
-def _stopped(runs: Iterable[RunFacts]) -> str:
-    ended = [run for run in runs if run.stopped_at is not None]
-    return " A run that its guard stopped ends there; later points are of the others." if ended else ""
 
 
 def curricula(report: Report) -> Chart | None:

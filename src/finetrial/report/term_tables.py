@@ -63,7 +63,7 @@ def drawn(report: Report) -> Table:
             number(one.missing),
             number(one.tokens),
             *(f"{number(one.first.get(key), 3)} → {number(one.last.get(key), 3)}" for key in ("diversity", "quality")),
-            "collapsed" if one.warnings else "",
+            ", ".join({"collapse": "collapsed"}.get(alarm, alarm) for alarm in one.alarms),
         ]
         for one in sets(report)
     ]

@@ -204,6 +204,8 @@ class SetFacts:
     last: dict[str, float]
     """Over the last samplings (three at most)."""
     warnings: tuple[str, ...]
+    alarms: tuple[str, ...]
+    """What the warnings are of: `collapse`, `saturated`."""
 
 
 def sets(report: Report) -> list[SetFacts]:
@@ -233,6 +235,7 @@ def _sets(report: Report, condition: str, runs: Sequence[RunFacts]) -> SetFacts:
         first=mean(log["first"] for log in logs),
         last=mean(mean(log["recent"]) for log in logs),
         warnings=tuple(_together((run.seed, w) for run, log in zip(runs, logs, strict=True) for w in log["warnings"])),
+        alarms=tuple(sorted({warning.partition(":")[0] for log in logs for warning in log["warnings"]})),
     )
 
 

@@ -142,8 +142,8 @@ class Anchors:
             vocabulary = len(references.head.weight_VH)
             if objective.anchor is not None and (objective.anchor.top_k or 0) >= vocabulary:
                 raise UserError(
-                    f"{objective.name}: anchor.top_k is {objective.anchor.top_k}; expected at most {vocabulary - 1}, "
-                    "one below the base's vocabulary (leave it out for all of it)"
+                    f"{objective.name}: [anchor] top_k is {objective.anchor.top_k}; expected a whole number from 1 to "
+                    f"{vocabulary - 1}, one below the base's vocabulary of {vocabulary} (leave it out for all of it)"
                 )
 
     def begin(self, step: int, steps: int, lessons: Sequence[Lesson]) -> None:

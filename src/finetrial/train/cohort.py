@@ -71,8 +71,8 @@ def train_cohort(
     model.eval()
     courses = {n: sft.course(run, steps) for n, run in enumerate(runs) if run.practice is None}
     for run in runs:
-        if (run.practice is not None or run.sets is not None) and run.model.lora_dropout:
-            raise UserError(f"{run.name}: model.lora_dropout must be 0 where completions are sampled, without it")
+        if run.practice is not None and run.model.lora_dropout:
+            raise UserError(f"{run.name}: model.lora_dropout must be 0: a policy is trained as it samples, without it")
     objectives = [Objective.of(run) for run in runs]
     entropic = any(objective.policy is not None and objective.policy.entropy_coef for objective in objectives)
     budget = min(run.train.micro_batch_tokens for run in runs)
@@ -129,7 +129,8 @@ def train_cohort(
                     dropout_S = [seeds.derive(runs[at.run].seed, "dropout", step, at.place) for at in places]
                     warm_M = per_token([objectives[n].temperature for n in adapter_S], batch.counts_S, device)
                     held = anchors.of(rows, adapter_S, batch.counts_S)
-                    with stack.rows(adapter_S, lengths_S, dropout_S):
+                    # Sampled rows are learnt from as they were drawn, without dropout (set_diversity.py).
+                    with stack.rows(adapter_S, lengths_S, dropout_S if term == MAIN else None):
                         hidden_MH = supervised_hidden(model, batch)
                         stats = anchors.measure(hidden_MH, rows, adapter_S, batch, held, warm_M, entropic)
                         probe = gradients.probing and term == MAIN
@@ -199,7 +200,7 @@ def train_cohort(
                 finite = [ledger.loss for ledger in ledgers if ledger.loss is not None]
                 progress.update(step + 1, sum(finite) / len(finite) if finite else None)
             for n, run in enumerate(runs):
-                if step + 1 in run.snapshots:
+                if step + 1 in run.snapshots and (ledgers[n].training or ledgers[n].stopped_at == step + 1):
                     target = run.folder / "snapshots" / f"step-{step + 1}"
                     save_peft(stack.adapter(n), target, run.model.base, run.model.revision)
             if stop.is_set() or (save_every and ((step + 1) % save_every == 0 or step + 1 == steps)):

@@ -3,6 +3,11 @@
 Grades become rewards, rewards become advantages of whole completions, credit spreads them over tokens, and the
 aggregation says what each token weighs. Everything here is a constant of the policy loss (train/policy_loss.py).
 
+There is no dropout: completions are drawn without it, by the policy that is evaluated. In the updates alone it would
+make ratios differ from 1 before anything was learnt, and clips would act on that; the remedy of drawing with the same
+masks as well (Hausknecht and Wagener 2022, arXiv:2202.11818) would grade and reinforce other policies than the one that
+is kept.
+
 Shapes: G completions of a prompt, C completions of a step, T tokens of one.
 """
 

@@ -67,7 +67,8 @@ class Questions:
     tasks: Sequence[Task]
     prompts: Sequence[np.ndarray]
     """int64 tokens of each, generation prompt included."""
-    grader: Grader | JudgeGrader
+    grader: Grader | JudgeGrader | None
+    """None where what is watched needs no grades."""
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     sampling: SamplingConfig
@@ -75,6 +76,10 @@ class Questions:
     """Of each task."""
     seed: int
     """Of the sampling noise."""
+    vocabulary: int
+    """Of the base, for metrics of texts."""
+    matched_words: int | None
+    """Words that `distinct_n_matched` cuts samples to."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Watch:
     """Identity of what is measured: runs with the same key share the base's value."""
     on: Mapping[str, Rendered] | Sequence[ChoiceItem] | Questions
     """Texts by id, whose likelihood is measured; questions whose options are weighed; or tasks, whose completions are
-    graded."""
+    graded or measured as texts."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ class RunData:
     watch: Watch | None = None
     """Set where a guard measures the run, may stop it, and chooses its adapter."""
     snapshots: frozenset[int] = frozenset()
-    """Steps after which the adapter is kept as it is then, in `snapshots/step-<n>` of its folder."""
+    """Steps after which the adapter is kept as it is then, in `snapshots/step-<n>` of its folder; a run that has ended
+    keeps none of later steps."""
 
     @property
     def name(self) -> str:

@@ -13,6 +13,16 @@ the same n and replies of like length; a share of the gradient compares everywhe
 completions are drawn from the plain distribution (temperature 1, no filters); elsewhere it is that of the plain
 distribution at what was drawn.
 
+Completions are drawn without dropout, by the network that is evaluated, and their rows are learnt from without it, too.
+`model.lora_dropout` acts on the rows of the data alone: those are what it keeps from being learnt by heart. Under a
+mask, ∇ log p would be that of another distribution than the one they were drawn from, and the rows would not add up to
+the gradient of E[f] of any network.
+
+Sets without a gradient are of two kinds. A *saturated* one has nothing left to gain: its diversity is 1, whichever
+completion is left out. Where all are, the run goes on and is told of; the term acts again when completions resemble one
+another. A *flat* one has the same diversity below 1, whichever completion is left out: a measure of which all sets are
+so tells nothing apart, and its run is stopped.
+
 Shapes: G completions of a set, T tokens of a completion.
 """
 
@@ -20,7 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -33,17 +43,20 @@ from finetrial.generate.sample import Request, sample
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader
 from finetrial.model.embed import embed
-from finetrial.records import Grade
+from finetrial.records import Grade, Task
 from finetrial.train.gradient_share import PROBES, TermState, weight_for_share
 from finetrial.train.journal import GENERATIONS
 from finetrial.train.lesson import Lesson, Report, Row
 from finetrial.train.rollouts import Engine, Group
 from finetrial.train.runs import Ledger, RunData, SetPrompts
 from finetrial.train.set_scores import EMBEDDED, Members, SetScore, score_set
-from finetrial.train.term_config import SetDiversityConfig
+from finetrial.train.term_config import SetDiversityConfig, function_error
 
 TERM = "set_diversity"
 """Name of the term among those of a loss."""
+
+GRADED_AS = {"quality": "function", "clusters": "label"}
+"""Key of a user's function -> kind of grader that calls it."""
 
 RECENT = 3
 """Samplings whose mean is compared with the first one: a single one may be low by chance."""
@@ -74,7 +87,9 @@ class SetLog:
     equal_sets: int = 0
     """Sets that taught nothing: no completion was worth more than another."""
     flat_sets: int = 0
-    """Sets of which diversity said nothing: it was the same whichever completion was left out."""
+    """Sets of which diversity said nothing: it was the same, below 1, whichever completion was left out."""
+    saturated_sets: int = 0
+    """Sets whose diversity had nothing left to gain: it was 1 whichever completion was left out."""
     first: dict[str, float] = field(default_factory=dict)
     """Mean diversity and quality of the first sampling."""
     recent: list[dict[str, float]] = field(default_factory=list)
@@ -96,9 +111,17 @@ class SetLog:
         self.missing_sets += len(drawn) - len(scored)
         self.equal_sets += sum(not one.advantage_N.any() for one in scored)
         self.flat_sets += sum(one.flat for one in scored)
+        self.saturated_sets += sum(one.saturated for one in scored)
         if not scored:
             return {}
         self.samplings += 1
+        whole = self.sets - self.missing_sets
+        if self.samplings == PROBES and self.saturated_sets == whole:
+            self.alarms["saturated"] = (
+                f"saturated: the diversity of all {whole} sets drawn until step {step} is at its maximum of 1, "
+                "whichever completion is left out; the term has no gradient from it until completions of a prompt "
+                "resemble one another"
+            )
         means = {
             name: float(np.mean([getattr(one, name) for one in scored])) for name in ("diversity", "quality", "score")
         }
@@ -116,8 +139,10 @@ class SetLog:
 
     @property
     def deaf(self) -> bool:
-        """Whether the measure of diversity has told nothing apart in its first samplings."""
-        return self.samplings >= PROBES and self.flat_sets == self.sets - self.missing_sets
+        """Whether the measure of diversity has told nothing apart since the first sampling, though there was something
+        to gain."""
+        idle = self.flat_sets + self.saturated_sets
+        return self.samplings >= PROBES and self.flat_sets > 0 and idle == self.sets - self.missing_sets
 
 
 class SetDiversity:
@@ -132,8 +157,9 @@ class SetDiversity:
         self.engine = engine
         self.runs = {n: run for n, run in enumerate(runs) if run.sets is not None}
         configs = [sets_of(run).config for run in self.runs.values()]
-        self.quality = {c.quality: _grader(c.quality, "function") for c in configs if c.quality is not None}
-        self.clusters = {c.clusters: _grader(c.clusters, "label") for c in configs if c.clusters is not None}
+        self.graders = {
+            (key, function): _grader(key, function) for c in configs for key, function in c.functions.items()
+        }
         extra = {c.embedding_model for c in configs if c.score in EMBEDDED and c.embedding == "sentence-transformers"}
         self.encoders = {name: _sentence_encoder(name) for name in extra}
 
@@ -143,7 +169,7 @@ class SetDiversity:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for grader in (*self.quality.values(), *self.clusters.values()):
+        for grader in self.graders.values():
             grader.close()
 
     def added(self, lessons: Sequence[Lesson], ledgers: Sequence[Ledger], step: int) -> list[Lesson]:
@@ -198,8 +224,8 @@ class SetDiversity:
             wrong = (degeneration([done.text], [done.finished]).any for _, done in every)
             qualities = [Grade(float(not any_)) for any_ in wrong]
         else:
-            qualities = self.quality[config.quality].grade(tasks, texts)
-        strategies = None if config.clusters is None else self.clusters[config.clusters].grade(tasks, texts)
+            qualities = self._graded("quality", config.quality, tasks, texts)
+        strategies = None if config.clusters is None else self._graded("clusters", config.clusters, tasks, texts)
         embedding_NH = self._embedding(config, texts) if config.score in EMBEDDED else None
         drawn, start = [], 0
         for group in groups:
@@ -209,6 +235,17 @@ class SetDiversity:
             vectors_GH = None if embedding_NH is None else embedding_NH[mine]
             drawn.append(_score(config, replace(group, grades=tuple(qualities[mine])), labels, vectors_GH))
         return drawn
+
+    def _graded(self, key: str, function: str, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        """What a user's function says of each text.
+
+        Raises:
+            UserError: it cannot be loaded or called.
+        """
+        try:
+            return self.graders[key, function].grade(tasks, texts)
+        except UserError as error:
+            raise UserError(function_error(key, error)) from error
 
     def _embedding(self, config: SetDiversityConfig, texts: Sequence[str]) -> np.ndarray:
         """Vectors of the texts; NaN for one without tokens."""
@@ -290,8 +327,9 @@ def _with_sets(
     if weight and log.deaf:
         ledger.quarantined_at = step + 1
         ledger.reason = (
-            f"set_diversity.score = '{config.score}': the diversity of none of {log.flat_sets} sets changes, whichever "
-            "completion is left out; it tells nothing apart, so it teaches nothing"
+            f"set_diversity.score = '{config.score}': the diversity of none of {log.sets - log.missing_sets} sets "
+            "changes, whichever completion is left out; it tells nothing apart, though it is not at its maximum, so it "
+            "teaches nothing"
         )
     tokens = sum(len(done.ids_T) for one in drawn for done in one.group.completions)
     ledger.sampled_tokens += tokens
@@ -302,6 +340,7 @@ def _with_sets(
         "sets": len(drawn),
         "missing_sets": log.missing_sets - before.missing_sets,
         "equal_sets": log.equal_sets - before.equal_sets,
+        "saturated_sets": log.saturated_sets - before.saturated_sets,
         "set_tokens": tokens,
         "sample_time_s": round(seconds, 4),
     }
@@ -324,7 +363,8 @@ def _rows(drawn: Sequence[DrawnSet], weight: float) -> tuple[Row, ...]:
     """A row per completion that is worth more or less than the others of its set.
 
     Where none of the step is, one completion stands for the term with a weight of 0, so that whoever measures the
-    term's gradient finds that it is 0 instead of finding no term.
+    term's gradient finds that it is 0 instead of finding no term. Where no set could score more, there is no term: what
+    cannot be gained is not taught, and nothing is wrong.
     """
     rows = [
         Row(one.group.stream(done), weight * advantage, term=TERM)
@@ -332,6 +372,8 @@ def _rows(drawn: Sequence[DrawnSet], weight: float) -> tuple[Row, ...]:
         if one.scored is not None
         for done, advantage in zip(one.group.completions, one.scored.advantage_N.tolist(), strict=True)
     ]
+    if all(one.scored.full for one in drawn if one.scored is not None):
+        return ()
     return tuple(row for row in rows if row.weight) or tuple(rows[:1])
 
 
@@ -358,8 +400,11 @@ def _lines(who: Mapping[str, Any], drawn: Sequence[DrawnSet]) -> list[dict[str, 
     return lines
 
 
-def _grader(function: str, kind: Literal["function", "label"]) -> Grader:
-    return Grader(GraderConfig(kind="function", function=function), kind)
+def _grader(key: str, function: str) -> Grader:
+    try:
+        return Grader(GraderConfig(kind="function", function=function), GRADED_AS[key])
+    except UserError as error:
+        raise UserError(function_error(key, error)) from error
 
 
 def _sentence_encoder(name: str) -> Any:

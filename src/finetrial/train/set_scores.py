@@ -50,7 +50,14 @@ class SetScore:
     advantage_N: np.ndarray
     """float64, adds up to 0; see `advantages`."""
     flat: bool
-    """Diversity is the same whichever completion is left out; what advantages there are come from quality alone."""
+    """Diversity is the same, below 1, whichever completion is left out; what advantages there are come from quality."""
+    saturated: bool = False
+    """Diversity is 1 whichever completion is left out: it has nothing to gain; advantages as above."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no set of completions could score more."""
+        return self.saturated and self.quality >= 1 - ROUNDING
 
     @property
     def score(self) -> float:
@@ -83,8 +90,10 @@ def score_set(kind: str, members: Members, quality_N: np.ndarray, order: int) ->
         return None
     diversity_N = np.array(rest_N, dtype=np.float64)
     kept_N = (quality_N.sum() - quality_N) / (count - 1)
-    flat = not advantages(diversity_N).any()
-    return SetScore(whole, float(quality_N.mean()), advantages(kept_N * diversity_N), flat)
+    same = not advantages(diversity_N).any()
+    saturated = same and min(whole, *diversity_N) >= 1 - ROUNDING
+    worth_N = advantages(kept_N * diversity_N)
+    return SetScore(whole, float(quality_N.mean()), worth_N, flat=same and not saturated, saturated=saturated)
 
 
 def advantages(without_N: np.ndarray) -> np.ndarray:

@@ -8,10 +8,13 @@ from finetrial.records import Config
 
 WATCHED = {
     "perplexity": ("nll", "log_perplexity", "bits_per_byte", "kl_to_base", "kl_from_base"),
-    "tasks": ("correct", "completion_tokens"),
+    "tasks": ("correct", "completion_tokens", "correct_relaxed"),
     "choice": ("acc", "acc_norm", "gold_logp", "acc_letter", "gold_logp_letter"),
 }
-"""Kind of suite -> metrics that a guard can watch on it, the first by default."""
+"""Kind of suite -> metrics that a guard can watch on it, the first by default; of tasks also `pass@k`, and what is
+measured of the completions' texts where the suite measures that in the end. A guard measures inside the training loop,
+in the cohort's own stack: conversations, reward models and tasks of lm-evaluation-harness have drivers of their own,
+which it has no access to."""
 
 
 class StoppingConfig(Config):
@@ -21,8 +24,14 @@ class StoppingConfig(Config):
     that is over before `every` steps was never guarded, which its record and the campaign's checks say.
     """
 
-    suite: str = Field(description="suite of [split], [tasks] or [[suites]] that is watched; no contrast may use it")
-    metric: str | None = Field(default=None, description="default: what suites of that kind measure first")
+    suite: str = Field(
+        description="suite of [split], [tasks] or [[suites]] that is watched; no contrast or trade-off may use it"
+    )
+    metric: str | None = Field(
+        default=None,
+        description="default: what suites of that kind measure first; of tasks also pass@k and metrics of texts "
+        "(distinct_2, self_bleu_4, degenerate, rouge_l, vendi, ...), where the suite measures them",
+    )
     every: int = Field(default=10, ge=1, description="steps from one measurement to the next")
     patience: int | None = Field(
         default=None,

@@ -102,6 +102,21 @@ class SetDiversityConfig(Config):
         return self
 
     @property
+    def functions(self) -> dict[str, str]:
+        """Key of this table -> the user's function that it names, of those that are set."""
+        named = {"quality": self.quality, "clusters": self.clusters}
+        return {key: function for key, function in named.items() if function is not None}
+
+    @property
     def factor(self) -> float:
         """Lambda of the rows; 1 where a share of the gradient sets it."""
         return 1.0 if self.weight is None else self.weight
+
+
+SAYS = {"quality": "gives a number in [0, 1]", "clusters": "names a strategy by a text or a whole number"}
+
+
+def function_error(key: str, error: Exception) -> str:
+    """What is wrong with a function of `[set_diversity]`, under the name of its key, and what is expected of it."""
+    told = str(error).removeprefix("function: ")
+    return f"[set_diversity] {key}: {told}; expected a function of (text, meta) that {SAYS[key]}"

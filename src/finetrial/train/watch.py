@@ -8,6 +8,7 @@ Shapes: N runs, P numbers of one adapter, K items.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from finetrial.errors import UserError
 from finetrial.evaluate.choice import ChoiceItem
+from finetrial.evaluate.diversity import SEMANTIC
 from finetrial.evaluate.gauge import token_gauge
 from finetrial.evaluate.perplexity import bits_per_byte, mean_item_nll
 from finetrial.evaluate.tasks import Answer, examine
+from finetrial.evaluate.texts import text_metrics
 from finetrial.generate.decode import NotFinite
 from finetrial.model.adapters import Adapter
 from finetrial.model.distribution import chunked_nll
+from finetrial.model.embed import embed
 from finetrial.model.loss import Stream, collate, stream, supervised_hidden
+from finetrial.train.advantages import best_of
 from finetrial.train.batches import layout
 from finetrial.train.rollouts import Engine
 from finetrial.train.runs import Ledger, Questions, RunData, Watch
@@ -52,10 +57,15 @@ OPTIONS: dict[str, Callable[[np.ndarray, ChoiceItem], float]] = {
 of items whose options are letters. The value is the mean over items."""
 
 ANSWERS: dict[str, Callable[[Answer], float | None]] = {
-    "correct": lambda answer: answer.grade.value,
+    "correct": lambda answer: None if answer.grade is None else answer.grade.value,
+    "correct_relaxed": lambda answer: None if answer.grade is None else answer.grade.value,
     "completion_tokens": lambda answer: float(answer.tokens),
 }
-"""Metric of tasks -> that of one completion; a task's value is the mean over its completions that have one."""
+"""Metric of tasks -> that of one completion; a task's value is the mean over its completions that have one. How
+strictly grades are given is the grader's. Metrics of texts and `pass@k` are those of a task's completions together."""
+
+PASS_AT = "pass@"
+"""Begins the name of the chance that at least one of k completions is right."""
 
 Asked = tuple[int | None, Watch]
 """An adapter of the stack (None for the base) and what it is measured on."""
@@ -204,7 +214,35 @@ class Guards:
             answers = []
         found = dict(zip(able, answers, strict=True))
         nothing = (None, len(on.tasks) * on.samples)
-        return [_task_value(metric, found[model]) if model in found else nothing for model in models]
+        return [self._task_value(metric, on, found[model]) if model in found else nothing for model in models]
+
+    def _task_value(self, metric: str, on: Questions, answers: Sequence[Sequence[Answer]]) -> tuple[float | None, int]:
+        """Mean over the tasks that have a value, and how many numbers are missing, of tasks or of their completions."""
+        if metric in ANSWERS:
+            values = [[ANSWERS[metric](answer) for answer in mine] for mine in answers]
+        elif metric.startswith(PASS_AT):
+            values = [_passed(mine, int(metric.removeprefix(PASS_AT))) for mine in answers]
+        else:
+            values = self._of_texts(metric, on, answers)
+        missing = sum(value is None for mine in values for value in mine)
+        known = [[value for value in mine if value is not None] for mine in values]
+        items = [float(np.mean(mine)) for mine in known if mine]
+        return (float(np.mean(items)) if items else None), missing
+
+    def _of_texts(self, metric: str, on: Questions, answers: Sequence[Sequence[Answer]]) -> list[list[float | None]]:
+        """Of each task the metric's values; none where its reference is too short for one."""
+        engine = self.engine
+        measured = text_metrics(
+            [[answer.text for answer in mine] for mine in answers],
+            [[answer.finished for answer in mine] for mine in answers],
+            [task.gold or task.reference for task in on.tasks],
+            on.vocabulary,
+            on.matched_words,
+            partial(embed, engine.model, on.tokenizer, batch_tokens=self.budget, stack=engine.stack)
+            if metric in SEMANTIC
+            else None,
+        )
+        return [found.get(metric, []) for found in measured]
 
 
 def _streams(watch: Watch) -> list[Stream]:
@@ -246,9 +284,10 @@ def _value(watch: Watch, sums: Sums) -> tuple[float | None, int]:
     return (None if missing else float(np.mean(values))), missing
 
 
-def _task_value(metric: str, answers: Sequence[Sequence[Answer]]) -> tuple[float | None, int]:
-    values = [[ANSWERS[metric](answer) for answer in mine] for mine in answers]
-    missing = sum(value is None for mine in values for value in mine)
-    known = [[value for value in mine if value is not None] for mine in values]
-    items = [float(np.mean(mine)) for mine in known if mine]
-    return (float(np.mean(items)) if items else None), missing
+def _passed(answers: Sequence[Answer], k: int) -> list[float | None]:
+    """pass@k of a task, the mean best of all sets of k graded completions; missing where fewer than k are graded."""
+    grades = [answer.grade.value for answer in answers if answer.grade is not None and answer.grade.value is not None]
+    if len(grades) < k:
+        return [None]
+    right_G = (np.arange(len(grades)) < round(sum(grades))).astype(float)
+    return [float(best_of(right_G, k).sum()) / k]

@@ -5,9 +5,9 @@ changed grader grades again what is stored, and nothing is written anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from finetrial.campaign.contrasts import graded_as
@@ -18,10 +18,9 @@ from finetrial.campaign.measures.rewards import prove, rewarded
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.campaign.practice import Exam, Grading
 from finetrial.errors import UserError
-from finetrial.evaluate.diversity import diversity_by_prompt
 from finetrial.evaluate.perplexity import CPU_BATCH_TOKENS
 from finetrial.evaluate.reward_config import RewardModelConfig
-from finetrial.evaluate.rouge import LEAST_WORDS, rouge_of_words, rouge_words
+from finetrial.evaluate.texts import text_metrics
 from finetrial.identity import digest, stage_key
 from finetrial.judge.grader import PENDING
 from finetrial.model.embed import embed
@@ -121,7 +120,7 @@ def answers(launch: Launch, suite: Suite, one: Examinee) -> pa.Table:
     return pa.table({**who, **{name: table[name] for name in table.column_names if name not in who}})
 
 
-def _gradings(exam: Exam) -> list[Grading]:
+def gradings(exam: Exam) -> list[Grading]:
     """How completions are graded: by the suite's grader, and choices also loosely."""
     config = exam.grading.config
     if exam.grading.kind != "choice" or isinstance(config, RewardModelConfig) or config.relaxed:
@@ -136,7 +135,7 @@ def _metrics(exam: Exam) -> list[tuple[str, Grading, Callable[[float], float]]]:
         units: list[Callable[[float], float]] = [float, config.points]
         return [(name, exam.grading, unit) for name, unit in zip(graded_as(exam.kind, config), units, strict=False)]
     (name,) = graded_as(exam.kind, config)
-    first, *relaxed = _gradings(exam)
+    first, *relaxed = gradings(exam)
     low, high = config.judge.bounds if name == "score" and config.judge is not None else (0.0, 1.0)
     return [
         (name, first, lambda share: low + share * (high - low)),
@@ -149,7 +148,7 @@ def _lacking(launch: Launch, exam: Exam, one: Examinee) -> list[str]:
     store, lacking = launch.folder.store, []
     for block in completions.blocks(exam):
         keys = [(completions.STAGES[exam.kind], completions.key(launch, exam, block, one))]
-        keys += [("grades", _grades_key(launch, exam, block, one, grading)) for grading in _gradings(exam)]
+        keys += [("grades", _grades_key(launch, exam, block, one, grading)) for grading in gradings(exam)]
         if exam.evaluation.instruments:
             keys.append(("texts", _texts_key(launch, exam, block, one)))
         lacking += [stage for stage, key in keys if not store.has(stage, key)]
@@ -179,7 +178,7 @@ def _grade(launch: Launch, suite: Suite, exam: Exam, one: Examinee) -> None:
     """Grade what a model wrote by every grader of the suite that has not graded it yet."""
     gradable = {task.id for task in exam.graded}
     for block in completions.blocks(exam):
-        for grading in _gradings(exam):
+        for grading in gradings(exam):
             key = _grades_key(launch, exam, block, one, grading)
             if launch.folder.store.has("grades", key):
                 continue
@@ -243,30 +242,22 @@ def _texts(
     launch: Launch, exam: Exam, block: Sequence[Task], by_item: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
     """Every metric of the samples of a block, a row for each number."""
-    evaluation = exam.evaluation
-    texts = [[row["text"] for row in mine] for mine in by_item]
-    embeddings = None
+    evaluation, embedding = exam.evaluation, None
     if evaluation.instruments["semantic"]:
-        flat = [text for mine in texts for text in mine]
         room = launch.spec.evaluation.batch_tokens
         room = min(room, CPU_BATCH_TOKENS) if launch.base.device.type == "cpu" else room
-        vectors_NH = embed(launch.base.model, launch.base.tokenizer, flat, room)
-        embeddings = np.split(vectors_NH, len(texts))
-    values = diversity_by_prompt(
-        texts,
-        vocabulary=launch.base.vocabulary,
-        embeddings=embeddings,
-        finished=[[row["finished"] for row in mine] for mine in by_item],
-        matched=evaluation.matched_words,
+        embedding = partial(embed, launch.base.model, launch.base.tokenizer, batch_tokens=room)
+    measured = text_metrics(
+        [[row["text"] for row in mine] for mine in by_item],
+        [[row["finished"] for row in mine] for mine in by_item],
+        [task.gold or task.reference for task in block],
+        launch.base.vocabulary,
+        evaluation.matched_words,
+        embedding,
     )
-    rows = []
-    for task, mine, measured in zip(block, texts, values, strict=True):
-        rows += [{"item": task.id, "sample": 0, "metric": name, "value": value} for name, value in measured.items()]
-        wanted = rouge_words(task.gold or task.reference)
-        if len(wanted) >= LEAST_WORDS:
-            rows += [
-                {"item": task.id, "sample": j, "metric": name, "value": value}
-                for j, text in enumerate(mine)
-                for name, value in rouge_of_words(rouge_words(text), wanted).items()
-            ]
-    return rows
+    return [
+        {"item": task.id, "sample": j, "metric": name, "value": value}
+        for task, found in zip(block, measured, strict=True)
+        for name, values in found.items()
+        for j, value in enumerate(values)
+    ]
