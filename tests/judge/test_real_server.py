@@ -87,7 +87,7 @@ def test_replies_of_a_real_server_are_read_kept_and_not_asked_for_again(url: str
     assert len(rows) == 4
     assert all(row.served.startswith(str(base())) for row in rows)
     assert all(row.completion_tokens > 0 and row.replies[0] for row in rows)
-    assert facts["tokens"] == sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    assert facts["launch"]["tokens"] == sum(row.prompt_tokens + row.completion_tokens for row in rows)
     for row, grade in zip(sorted(rows, key=lambda row: row.item), sorted_by_item(first), strict=True):
         assert (grade is None) == (row.value is None)
         assert len(row.replies) == (1 if row.value is not None and not row.problem else 2)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from queue import Empty, SimpleQueue
 
 from finetrial.grade.judge_config import PARSER_VERSION, JudgeConfig
@@ -50,19 +50,16 @@ def judge_id(config: JudgeConfig) -> str:
     return digest({name: getattr(config, name) for name in PERSONALITY})
 
 
-def key(question: Question, config: JudgeConfig) -> str:
-    """The key of a question's judgment."""
-    judge, wording = _hashes(config)
-    return key_of(
-        judge, wording, PARSER_VERSION, config.bounds, question.repeat, question.session,
-        question.task.content_hash, question.answers_hash,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=32)
-def _hashes(config: JudgeConfig) -> tuple[str, str]:
-    """Of the judge and of its wording: the same for all questions, and dear beside the rest of a key."""
-    return judge_id(config), prompt_hash(config)
+def keys_of(questions: Sequence[Question], config: JudgeConfig) -> list[str]:
+    """The key of each question's judgment."""
+    judge, wording = judge_id(config), prompt_hash(config)  # the same for all, and dear beside the rest of a key
+    return [
+        key_of(
+            judge, wording, PARSER_VERSION, config.bounds, one.repeat, one.session, one.task.content_hash,
+            one.answers_hash,
+        )
+        for one in questions
+    ]  # fmt: skip
 
 
 def ask_all(
@@ -76,7 +73,7 @@ def ask_all(
     Raises:
         UserError: the server refuses the key, or has no such model; what came before is kept.
     """
-    keys = [key(question, config) for question in questions]
+    keys, whose = keys_of(questions, config), (judge_id(config), prompt_hash(config))
     known: dict[str, Judgment | Unjudged] = {**judgments.get(keys)}
     waiting = {mine: question for mine, question in zip(keys, questions, strict=True) if mine not in known}
     if waiting:
@@ -85,7 +82,7 @@ def ask_all(
 
     def one(mine: str, question: Question) -> None:
         try:
-            arrived.put((mine, _judge(mine, question, config, endpoint)))
+            arrived.put((mine, _judge(mine, question, config, whose, endpoint)))
         except Unanswered as failure:
             arrived.put((mine, Unjudged(str(failure))))
         except Exception as error:  # noqa: BLE001  # raised again by whoever waits for the answers
@@ -112,9 +109,12 @@ def ask_all(
     return [known[mine] for mine in keys]
 
 
-def _judge(mine: str, question: Question, config: JudgeConfig, endpoint: Endpoint) -> Judgment:
-    """Ask, read, and where nothing can be read ask once more with the problem named."""
-    judge, wording = _hashes(config)
+def _judge(mine: str, question: Question, config: JudgeConfig, whose: tuple[str, str], endpoint: Endpoint) -> Judgment:
+    """Ask, read, and where nothing can be read ask once more with the problem named.
+
+    `whose` are the hashes of judge and wording.
+    """
+    judge, wording = whose
     chat = [{"role": "user", "content": prompt(question.task, config, question.answers)}]
     seed = int(mine[:15], 16)
     replies = [endpoint.ask(chat, seed)]

@@ -10,7 +10,7 @@ from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader, grader, resolved
 from finetrial.grade.judge_config import JudgeConfig
-from finetrial.judge.ask import Question, Unjudged, ask_all, judge_id, key
+from finetrial.judge.ask import Question, Unjudged, ask_all, judge_id, keys_of
 from finetrial.judge.endpoint import Endpoint
 from finetrial.judge.judgments import Judgment, Judgments, one_judge
 from finetrial.judge.prompts import check_template, prompt, prompt_hash
@@ -163,7 +163,7 @@ class JudgeGrader:
         """
         rivals = [_rival(task, self.judge) for task in tasks] if self.judge.kind == "pairwise" else None
         questions = _questions(tasks, texts, rivals, self.judge.repeats, "")
-        keys = [key(question, self.judge) for question in questions]
+        keys = keys_of(questions, self.judge)
         known = self.judgments.get(keys)
         found = [known.get(mine, Unjudged("not in the store")) for mine in keys]
         appraisals = _appraisals(found, self.judge.repeats, rivals is not None)
