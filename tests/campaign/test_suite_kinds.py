@@ -133,7 +133,7 @@ def test_turns_of_conversations_are_graded_where_they_have_a_reference(
     assert told["kind"] == "conversation"
     assert (told["items"], told["dialogues"]) == (6, 3)
     assert "3 conversations" in told["description"]
-    assert "6 turns, 3 of them graded (numeric)" in told["description"]
+    assert "6 turns, 3 of them graded by numeric" in told["description"]
     assert told["metrics"] == ["correct", "completion_tokens"]
     assert "What is 2 + 2?" in told["prompt"]
     items = [row for row in pq.read_table(folder.path / "items.parquet").to_pylist() if row["suite"] == "talk"]

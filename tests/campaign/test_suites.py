@@ -115,6 +115,7 @@ def test_choices_are_weighed_and_written(measured: tuple[Path, Folder, list[str]
     assert told["options"]["chance"] == told["letters"]["chance"] == 0.25
     assert "chance 25.0% of 10 items" in told["options"]["description"]
     assert told["options"]["prompt"].endswith("Answer:")
+    assert "one completion each, graded by choice, chance" in told["letters"]["description"]
 
 
 def test_subsets_are_told_with_what_they_cost(measured: tuple[Path, Folder, list[str]]) -> None:

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from kept_campaign_folder import CONDITIONS, SUITES, judge_entry, write_kept_campaign
 
+from finetrial.analyze.changes import Mean
 from finetrial.analyze.table import OutcomeTable
 from finetrial.report import forgetting_charts, forgetting_tables, judges, markdown
 from finetrial.report.build import ReportPaths, build, draw, gather, write
 from finetrial.report.facts import Report
 from finetrial.report.forgetting import Forgetting, main_metric
 from finetrial.report.labels import CHARACTER, LINE, place
-from finetrial.report.measured import figures, suite_tables
+from finetrial.report.measured import Figure, figures, suite_tables
 from finetrial.report.theme import number
 
 
@@ -271,3 +272,16 @@ def test_names_touch_neither_each_other_nor_the_edge(seed: int) -> None:
 def test_a_name_wider_than_the_drawing_is_still_placed() -> None:
     (placed,) = place(["x" * 200], [(50.0, 5.0)], (100, 60))
     assert (placed.x, placed.y, placed.far) == (0.0, LINE, False)
+
+
+def test_metrics_of_the_harness_keep_their_names_and_stand_where_those_they_are_read_for_do() -> None:
+    mean = Mean(0.5, (0.4, 0.6), 3, 10, 0)
+    found = [Figure("a", "exam", metric, mean) for metric in ("likelihood", "acc", "exact_match,strict")]
+    ((heading, (one,)),) = suite_tables(found, ["a"], {"exam": {"kind": "lm_eval"}})
+    assert heading == "Tasks of lm-evaluation-harness"
+    assert [(row.better, row.title) for row in one.rows] == [
+        ("↑", "exact_match,strict"),
+        ("↑", "acc"),
+        ("", "Other"),
+        ("", "likelihood"),
+    ]

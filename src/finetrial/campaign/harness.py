@@ -3,9 +3,11 @@
 The harness is an extra, so it is imported where a campaign has such a suite and nowhere else.
 """
 
+import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from finetrial.analyze.contrast import Contrast
 from finetrial.analyze.metrics import known
-from finetrial.campaign.plan import STAGE_VERSIONS, Suite
+from finetrial.campaign.items import check_category
+from finetrial.campaign.plan import Suite
 from finetrial.campaign.settings import SuiteConfig
 from finetrial.campaign.spec import Spec
 from finetrial.campaign.suites import shown
 from finetrial.errors import UserError, nearest
 from finetrial.identity import digest
-from finetrial.records import Example
+from finetrial.records import Example, Message, Task
 
 MEANS = ("mean", "nanmean")
 """Aggregations of the harness under which an item's value is an outcome: a mean over items is its own number."""
@@ -31,16 +34,26 @@ MEANS = ("mean", "nanmean")
 BITS = "bits_per_byte"
 """The one metric that it weighs: nats over bytes, of which an item's share is weighted by its bytes."""
 
+WHERE = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "tag", "task_alias")
+"""Parts of a task's configuration that say where its documents are, or what it is called, and not what is measured."""
+
+FACT = 80
+"""Most characters of a document's text that counts as a fact of the item, such as its subject."""
+
 
 @dataclass(frozen=True)
 class Harness:
     """What a suite asks of the harness."""
 
     config: SuiteConfig
+    called: str
+    """The task's own name; of a group also how many tasks it has."""
     tasks: Mapping[str, Any]
     """Name -> the harness's task, loaded."""
-    items: tuple[Example, ...]
+    items: tuple[Example | Task, ...]
     """What each document asks, named `<task>/<number>`; the task is its category where there are several."""
+    asked: tuple[Example, ...]
+    """Every text in which a document asks: what may not be trained on."""
     metrics: tuple[str, ...]
     """Names of those that items have values of, the task's first one first."""
     left_out: tuple[str, ...]
@@ -48,63 +61,87 @@ class Harness:
     chance: float | None
     prompt: str
     key: str
-    """Digest of the tasks' configurations and documents, the harness's version and how it asks."""
+    """Digest of the tasks' configurations and code, their documents, the harness's version and how it asks."""
+    sampled: bool
+    """Whether completions are drawn with noise."""
     higher: Mapping[str, bool]
     """Whether the harness takes a higher value for better."""
 
 
-def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase) -> Harness:
+def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) -> Harness:
     """The tasks of a suite; their data is downloaded where it is not there.
 
-    Raises:
-        UserError: the harness is not installed, knows no such task, or cannot load it; or no metric of the task has
-            values of items.
-    """
-    from finetrial.evaluate import lm_eval_model
+    Args:
+        suite: of kind `lm_eval`.
+        tokenizer: of the base.
+        config: of the base's model (a transformers `PretrainedConfig`).
 
+    Raises:
+        UserError: the harness is not installed, knows no such task, or cannot load it; a task cannot be answered here;
+            no metric of the task has values of items; or `num_fewshot` or `category` come to nothing.
+    """
     place = f"suite {suite.name}"
     if suite.include_path and not Path(suite.include_path).is_dir():
         raise UserError(f"{place}: include_path: {suite.include_path} is no folder")
     try:
-        manager = lm_eval_model.TaskManager(include_path=suite.include_path or None)
-        tasks = lm_eval_model.load_tasks([suite.task], manager, suite.num_fewshot)["tasks"]
+        from finetrial.evaluate import lm_eval_tasks
+
+        loaded = lm_eval_tasks.load_tasks(
+            [suite.task], num_fewshot=suite.num_fewshot, include_path=suite.include_path or None
+        )
+        tasks = loaded["tasks"]
+        for name, task in tasks.items():
+            lm_eval_tasks.refuse_unanswerable(name, task, tokenizer, config)
     except UserError as error:
         raise type(error)(f"{place}: {error}") from error
+    if not tasks:
+        raise UserError(f"{place}: {suite.task} has no tasks")
+    for name, task in tasks.items():
+        shots = task.get_config("num_fewshot")
+        if suite.num_fewshot is not None and shots != suite.num_fewshot:
+            raise UserError(
+                f"{place}: num_fewshot is {suite.num_fewshot}, but task {name} says {shots} in its own configuration, "
+                "which the harness keeps; leave num_fewshot out, or copy the task without it"
+            )
     docs = {name: list(task.doc_iterator(limit=suite.limit)) for name, task in tasks.items()}
     metrics, left_out, higher = _metrics(tasks)
     if not metrics:
         raise UserError(f"{place}: {', '.join(left_out)} of {suite.task} are numbers of a set; no item has one")
+    items = tuple(
+        _item(name, number, task, doc, several=len(tasks) > 1)
+        for name, task in tasks.items()
+        for number, doc in docs[name]
+    )
+    check_category(place, suite.category, items)
+    written = {
+        name: {
+            "config": {key: value for key, value in _config(task).items() if key not in WHERE},
+            "code": None if type(task).__module__.startswith("lm_eval.api") else _source(type(task)),
+            "docs": [[number, digest(_text(doc))] for number, doc in docs[name]],
+            "examples": _examples(task),
+        }
+        for name, task in tasks.items()
+    }
+    called = next(iter(loaded["groups"]), suite.task)
     return Harness(
         config=suite,
+        called=next(iter(tasks)) if len(tasks) == 1 else f"{called} ({len(tasks)} tasks)",
         tasks=tasks,
-        items=tuple(
-            Example(
-                f"{name}/{number}",
-                f"{name}/{number}",
-                ({"role": "user", "content": _question(task, doc)},),
-                meta={"category": name} if len(tasks) > 1 else {},
-            )
-            for name, task in tasks.items()
-            for number, doc in docs[name]
-        ),
+        items=items,
+        asked=_asked(tasks, docs),
         metrics=metrics,
         left_out=left_out,
         chance=_chance(tasks, docs),
-        prompt=_first_prompt(suite, next(iter(tasks.values())), partial(lm_eval_model.chat, tokenizer)),
+        prompt=_first_prompt(suite, tasks, partial(lm_eval_tasks.chat, tokenizer)),
         key=digest(
             {
                 "version": version("lm_eval"),
-                "tasks": {
-                    name: {
-                        "config": _text(task.dump_config()),
-                        "docs": [[n, digest(_text(doc))] for n, doc in docs[name]],
-                    }
-                    for name, task in tasks.items()
-                },
+                "tasks": _text(written),
                 "chat_template": suite.chat_template,
-                "fewshot_seed": lm_eval_model.FEWSHOT_SEED,
+                "fewshot_seed": lm_eval_tasks.FEWSHOT_SEED,
             }
         ),
+        sampled=any(map(lm_eval_tasks.is_sampled, tasks.values())),
         higher=higher,
     )
 
@@ -112,18 +149,20 @@ def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase) -> Harness:
 def harness_suite(harness: Harness, spec: Spec, base: str) -> Suite:
     """The suite as it is planned with."""
     chance = "" if harness.chance is None else f", chance {harness.chance:.1%}"
+    shots = sorted({task.get_config("num_fewshot") for task in harness.tasks.values()})
+    told = "" if shots == [0] else f", {' or '.join(map(str, shots))} examples in the prompt"
+    told += ", in the chat template" if harness.config.chat_template else ""
     without = f"; without {', '.join(harness.left_out)}, which no item has" if harness.left_out else ""
     facts = {"metrics": list(harness.metrics), "tasks": list(harness.tasks)}
     content = {
         "kind": "lm_eval",
         "key": harness.key,
         "base": base,
-        "seed": spec.evaluation.seed,
-        "render": STAGE_VERSIONS["render"],
+        "seed": spec.evaluation.seed if harness.sampled else None,
     }
     return Suite(
         name=harness.config.name,
-        description=f"{harness.config.task} of lm-evaluation-harness, {len(harness.items)} items{chance}{without}",
+        description=f"{harness.called} of lm-evaluation-harness, {len(harness.items)} items{told}{chance}{without}",
         items=tuple(item.id for item in harness.items),
         groups=len(harness.items),
         hash=digest(content),
@@ -195,29 +234,120 @@ def _chance(tasks: Mapping[str, Any], docs: Mapping[str, Sequence[tuple[int, Any
     return math.fsum(shares) / len(shares) if shares else None
 
 
+def _item(name: str, number: int, task: Any, doc: Any, several: bool) -> Example | Task:
+    """What a document asks and, where it tells, what is right; with its short values as facts."""
+    facts = {
+        key: value for key, value in doc.items() if isinstance(value, str | int | float) and len(str(value)) <= FACT
+    }
+    facts |= {"task": name, **({"category": name} if several else {})}
+    messages: tuple[Message, ...] = ({"role": "user", "content": _question(task, doc)},)
+    right = _right(task, doc)
+    if not right or right == messages[0]["content"]:
+        return Example(f"{name}/{number}", f"{name}/{number}", messages, meta=facts)
+    return Task(f"{name}/{number}", f"{name}/{number}", messages, right, meta=facts)
+
+
 def _question(task: Any, doc: Any) -> str:
-    """What a document asks; where it asks nothing (likelihood of a text) that text, else the document."""
-    for found in (task.doc_to_text(doc), task.doc_to_target(doc)):
+    """What a document asks; where it asks nothing (likelihood of a text) that text, else its longest."""
+    for found in (task.doc_to_text(doc), task.doc_to_target(doc) if task.OUTPUT_TYPE != "multiple_choice" else None):
         if isinstance(found, str) and found.strip():
             return found
-    return _text(doc)
+    return max(_texts(doc), key=len, default=_text(doc))
 
 
-def _first_prompt(suite: SuiteConfig, task: Any, chat: Any) -> str:
-    task.build_all_requests(
-        limit=1,
-        rank=0,
-        world_size=1,
-        apply_chat_template=suite.chat_template,
-        fewshot_as_multiturn=suite.chat_template,
-        chat_template=chat if suite.chat_template else None,
-    )
-    return str(task.instances[0].args[0])
+def _right(task: Any, doc: Any) -> str:
+    """The right answer as a text, empty where it is none: of several the first."""
+    target = task.doc_to_target(doc)
+    target = target[0] if isinstance(target, list) and target else target
+    if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(doc)
+        target = choices[target] if 0 <= target < len(choices) else ""
+    return target.strip() if isinstance(target, str) else str(target) if isinstance(target, int | float) else ""
+
+
+def _asked(tasks: Mapping[str, Any], docs: Mapping[str, Sequence[tuple[int, Any]]]) -> tuple[Example, ...]:
+    """The prompt of each document, and texts of the document that stand in it, without what a task puts around them.
+
+    A text that all documents of a task share (an instruction, say) asks nothing.
+    """
+    found = []
+    for name, task in tasks.items():
+        prompts = [_question(task, doc) for _, doc in docs[name]]
+        texts = [
+            dict.fromkeys((prompt, *(text for text in _texts(doc) if text in prompt)))
+            for prompt, (_, doc) in zip(prompts, docs[name], strict=True)
+        ]
+        count = Counter(text for mine in texts for text in mine)
+        common = {text for text, n in count.items() if n == len(texts) > 1}.difference(prompts)
+        for (number, _), mine in zip(docs[name], texts, strict=True):
+            row = f"{name}/{number}"
+            found += [Example(row, row, ({"role": "user", "content": t},)) for t in mine if t not in common]
+    return tuple(found)
+
+
+def _texts(doc: Any) -> list[str]:
+    """A document's texts, those of lists in it too."""
+    values = list(doc.values()) if isinstance(doc, Mapping) else [doc]
+    return [text for value in values for text in (value if isinstance(value, list) else [value]) if _says(text)]
+
+
+def _says(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _first_prompt(suite: SuiteConfig, tasks: Mapping[str, Any], chat: Any) -> str:
+    """The first document as models read it. Raises UserError where a prompt cannot be made, of any of the tasks."""
+    from finetrial.evaluate.lm_eval_tasks import quiet
+
+    prompts = []
+    for name, task in tasks.items():
+        try:
+            with quiet():
+                task.build_all_requests(
+                    limit=1,
+                    rank=0,
+                    world_size=1,
+                    apply_chat_template=suite.chat_template,
+                    fewshot_as_multiturn=suite.chat_template,
+                    chat_template=chat if suite.chat_template else None,
+                )
+        except Exception as error:  # code of others
+            raise UserError(
+                f"suite {suite.name}: task {name} gives no prompt: {type(error).__name__}: {error}"
+            ) from error
+        prompts.append(str(task.instances[0].args[0]))
+    return prompts[0]
+
+
+def _config(task: Any) -> dict[str, Any]:
+    """A task's configuration without the file that it was read from; functions are kept as such."""
+    config = task.config.to_dict(keep_callable=True)
+    about = {key: value for key, value in (config.get("metadata") or {}).items() if key != "config_source"}
+    return {**config, "metadata": about}
+
+
+def _examples(task: Any) -> str | None:
+    """Digest of the documents that examples in the prompt are taken from; None without any."""
+    return digest(_text(list(task.fewshot_docs()))) if task.get_config("num_fewshot") else None
 
 
 def _text(value: Any) -> str:
-    """Canonical JSON of what the harness holds; of functions their names, without addresses."""
-    written = json.dumps(
-        value, sort_keys=True, ensure_ascii=False, default=lambda one: getattr(one, "__name__", str(one))
-    )
+    """Canonical JSON of what the harness holds; of functions their file's text, of other things no addresses."""
+    written = json.dumps(value, sort_keys=True, ensure_ascii=False, default=_written)
     return re.sub(r" at 0x[0-9a-f]+", "", written)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, partial):
+        return [_written(value.func), list(value.args), value.keywords]
+    return _source(value) if callable(value) else str(value)
+
+
+def _source(value: Any) -> list[str]:
+    """The name of a function or class, and the text of the file that defines it and its helpers."""
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(value))
+    except TypeError:
+        file = None
+    return [name, Path(file).read_text(encoding="utf-8") if file else ""]

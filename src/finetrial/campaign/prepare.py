@@ -143,9 +143,10 @@ def prepare(spec: Spec, folder: Folder, device: str | None, say: Say, freeze_tes
     declared = [suite for suite in spec.suites if suite.kind == "perplexity"]
     parts = {suite.name: part_of(suite, read(suite.source, limit=suite.limit).examples) for suite in declared}
     suites = {**(tests.sets if tests else {}), **{name: tuple(items) for name, (items, _) in parts.items()}}
-    harness = {suite.name: load(suite, tokenizer) for suite in spec.suites if suite.kind == "lm_eval"}
+    examined = [suite for suite in spec.suites if suite.kind == "lm_eval"]
+    harness = {suite.name: load(suite, tokenizer, AutoConfig.from_pretrained(locate(spec.model))) for suite in examined}
     check_metrics(spec, harness)
-    asked = {name: questions(one.items) for name, one in harness.items()}
+    asked = {name: questions(one.asked) for name, one in harness.items()}
     tasks = read_all(spec, {**suites, **asked})
     tasks = replace(tasks, examined={**tasks.examined, **asked})
     for name, exam in tasks.exams.items():

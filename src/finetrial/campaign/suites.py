@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetrial.campaign.contrasts import graded_as
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
-from finetrial.campaign.practice import Exam
+from finetrial.campaign.practice import Exam, Grading
 from finetrial.campaign.settings import HELD_OUT
 from finetrial.campaign.spec import Spec
 from finetrial.errors import UserError
@@ -88,11 +88,11 @@ def exam_suite(name: str, exam: Exam, spec: Spec, base: str, tokenizer: PreTrain
     else:
         evaluation = exam.evaluation
         samples = "one completion each" if evaluation.samples == 1 else f"{evaluation.samples} completions each"
-        described = f"graded completions of tasks {place}, {samples}{chance}"
+        described = f"completions of tasks {place}, {samples}, graded by {_grader(exam.grading)}{chance}"
         if exam.script is not None:
             described = (
                 f"answers in {len(exam.script.dialogues)} conversations {place}, {len(exam.tasks)} turns, "
-                f"{len(exam.graded)} of them graded ({exam.grading.kind}), {samples}"
+                f"{len(exam.graded)} of them graded by {_grader(exam.grading)}, {samples}"
             )
             content |= {"temperatures": dict(exam.script.temperatures)}
         if isinstance(exam.grading.config, RewardModelConfig):
@@ -130,6 +130,16 @@ def _texts(exam: Exam) -> str:
     references = [task.gold or task.reference for task in exam.tasks]
     matched = exam.evaluation.matched_words
     return digest({"version": STAGE_VERSIONS["texts"], "references": references, "matched_words": matched})
+
+
+def _grader(grading: Grading) -> str:
+    """A grader in words: its kind, and which function or judge it is."""
+    config = grading.config
+    if isinstance(config, RewardModelConfig):
+        return "a reward model"
+    if config.function is not None:
+        return f"the function {config.function.rpartition(':')[2]}"
+    return f"the judge {config.judge.model}" if config.judge is not None else grading.kind
 
 
 def check_rendering(place: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:

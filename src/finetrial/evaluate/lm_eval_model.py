@@ -19,36 +19,28 @@ import numpy as np
 import torch
 
 from finetrial import seeds
-from finetrial.errors import UserError, nearest
+from finetrial.errors import UserError
 from finetrial.evaluate.choice import ChoiceItem, choice_scores, encode_pairs, encode_texts, prefix_id
-from finetrial.generate.config import SamplingConfig
+from finetrial.evaluate.lm_eval_tasks import FEWSHOT_SEED, chat, load_tasks, quiet, sampling_of
+from finetrial.evaluate.progress import Progress
+from finetrial.generate.decode import NotFinite
 from finetrial.generate.sample import Request, sample
 from finetrial.model.adapters import Adapter, AdapterStack
 from finetrial.model.base import Base
 from finetrial.model.loss import head_of
 
-try:
-    from lm_eval import evaluator, utils  # pyright: ignore[reportMissingImports]
-    from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
-    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
-        handle_stop_sequences,
-        normalize_gen_kwargs,
-        postprocess_generated_text,
-        resolve_max_length,
-    )
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    raise UserError("lm-evaluation-harness is not installed; pip install 'finetrial[lm-eval]' brings it") from error
+# isort: split
+# Behind the module that names the extra where the harness is missing.
+from lm_eval import evaluator, utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    postprocess_generated_text,
+    resolve_max_length,
+)
 
 BASE = "base"
 """Under this name the results of the base are returned."""
-
-FEWSHOT_SEED = 1234
-"""Of the harness's choice of examples in the prompt; its own default."""
-
-GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "min_p")
-"""What a task may ask of generation."""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Tokens of a context and of its continuation."""
@@ -65,19 +57,32 @@ class StackLM(TemplateLM):
         batch_tokens: most padded tokens of one batch.
         rows: most rows of one batch of generation.
         seed: of sampling noise, which is the same for every model.
+        name: of what is shown while it works; empty for nothing.
+        alone: whether the adapters alone are asked, not the base.
+
+    Raises:
+        NotFinite: while answering, a model's logits are not finite.
     """
 
     backend = "causal"
 
     def __init__(
-        self, base: Base, adapters: Sequence[Adapter], batch_tokens: int = 8192, rows: int = 256, seed: int = 0
+        self,
+        base: Base,
+        adapters: Sequence[Adapter],
+        batch_tokens: int = 8192,
+        rows: int = 256,
+        seed: int = 0,
+        name: str = "",
+        alone: bool = False,
     ):
         super().__init__()
         self.base, self.adapters = base, tuple(adapters)
         self.tokenizer = base.tokenizer
-        self.batch_tokens, self.rows, self.seed = batch_tokens, rows, seed
+        self.batch_tokens, self.rows, self.seed, self.name = batch_tokens, rows, seed, name
         self.max_length: int = resolve_max_length(base.model.config, base.tokenizer)
-        self.digests = ["", *map(digest_of, self.adapters)]
+        self.models: tuple[int | None, ...] = (*(() if alone else (None,)), *range(len(self.adapters)))
+        self.digests = ["" if model is None else digest_of(self.adapters[model]) for model in self.models]
         self.shown = self.digests[0]
         self.answers: dict[tuple[str, Any], Any] = {}
         """(digest of the adapter, request) -> answer."""
@@ -85,7 +90,7 @@ class StackLM(TemplateLM):
 
     def show(self, adapter: int | None) -> None:
         """Stand for this adapter, or for the base."""
-        self.shown = self.digests[0 if adapter is None else 1 + adapter]
+        self.shown = self.digests[self.models.index(adapter)]
 
     @property
     def eot_token_id(self) -> Any:
@@ -114,7 +119,7 @@ class StackLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding writes it) of each continuation after its context."""
-        asked = [("loglikelihood", *request.args) for request in requests]
+        asked: list[Any] = [("loglikelihood", *request.args) for request in requests]
         new = self._unanswered(asked)
         self._keep(new, self._scores(encode_pairs([(context, text) for _, context, text in new], self.tokenizer)))
         return self._answered(asked)
@@ -125,7 +130,7 @@ class StackLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Nats of each text, read in windows of the context's length that score every token once."""
-        asked = [("loglikelihood_rolling", *request.args) for request in requests]
+        asked: list[Any] = [("loglikelihood_rolling", *request.args) for request in requests]
         new = self._unanswered(asked)
         pairs: list[Pair] = []
         counts = []
@@ -136,7 +141,7 @@ class StackLM(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            mine = [utils.make_disjoint_window(window) for window in windows]
+            mine: list[Any] = [utils.make_disjoint_window(window) for window in windows]
             pairs += [(np.array(front, np.int64), np.array(back, np.int64)) for front, back in mine]
             counts.append(len(mine))
         found = [iter(scores) for scores in self._scores(pairs)]
@@ -146,12 +151,13 @@ class StackLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """A completion of each context; a request that is made again is another sample of it."""
         seen: Counter[tuple[str, str]] = Counter()
-        asked = []
-        for context, options in (request.args for request in requests):
+        asked: list[Any] = []
+        wanted: list[Any] = [request.args for request in requests]
+        for context, options in wanted:
             name = repr(sorted(options.items()))
             asked.append(("generate_until", context, name, seen[context, name]))
             seen[context, name] += 1
-        options_of = {key: request.args[1] for key, request in zip(asked, requests, strict=True)}
+        options_of = {key: options for key, (_, options) in zip(asked, wanted, strict=True)}
         new = self._unanswered(asked)
         self._keep(new, self._completions(new, [options_of[key] for key in new]))
         return self._answered(asked)
@@ -176,18 +182,26 @@ class StackLM(TemplateLM):
             groups.setdefault(place[0], {})[place[1]] = front_T, back_T
             places.append(place)
         if not groups:
-            return [[] for _ in self.digests]
+            return [[] for _ in self.models]
         items = []
         for g, group in enumerate(groups.values()):
             fronts, backs = zip(*group.values(), strict=True)
             items.append(ChoiceItem(f"context {g}", fronts[0], backs, (0,) * len(backs), 0))
-        scores = choice_scores(self.base.model, self.adapters, items, self.batch_tokens)
+        total = sum(len(item.options) for item in items) * (1 + len(self.adapters))
+        with self._progress(total) as progress:
+            scores = choice_scores(self.base.model, self.adapters, items, self.batch_tokens, progress)
+        for model in self.models:  # the harness would take the first of equally undefined options for the likeliest
+            if not all(np.isfinite(one.logp_GO[_row(model)]).all() for one in scores):
+                raise NotFinite(model)
         found = {
             (front, back): list(zip(one.logp_GO[:, o].tolist(), one.greedy_GO[:, o].tolist(), strict=True))
             for (front, group), one in zip(groups.items(), scores, strict=True)
             for o, back in enumerate(group)
         }
-        return [[found[place][model] for place in places] for model in range(len(self.digests))]
+        return [[found[place][_row(model)] for place in places] for model in self.models]
+
+    def _progress(self, total: int) -> contextlib.AbstractContextManager[Progress | None]:
+        return Progress(self.name, total) if self.name else contextlib.nullcontext()
 
     def _fitted(self, pair: Pair) -> Pair:
         """Cut a context on the left until it fits with its continuation, as the harness does."""
@@ -202,13 +216,13 @@ class StackLM(TemplateLM):
     def _completions(self, asked: Sequence[Any], options: Sequence[dict[str, Any]]) -> list[list[str]]:
         """The completions of (model, request)."""
         if not asked:
-            return [[] for _ in self.digests]
+            return [[] for _ in self.models]
         contexts = [context for _, context, *_ in asked]
         ids_of = encode_texts(contexts, self.tokenizer)
         eos = str(self.tokenizer.decode([self.eot_token_id]))
         stops, prompts, settings = [], [], []
         for context, mine in zip(contexts, options, strict=True):
-            sampling, until = _sampling(mine, eos)
+            sampling, until = sampling_of(mine, eos)
             room = self.max_length - sampling.max_tokens
             if room < 1:
                 raise UserError(f"max_gen_toks is {sampling.max_tokens}; the base's context holds {self.max_length}")
@@ -217,20 +231,29 @@ class StackLM(TemplateLM):
             stops.append(until)
             settings.append(sampling)
             prompts.append(np.array(ids_of[context][-room:], np.int64))
-        models: list[int | None] = [None, *range(len(self.adapters))]
         requests = [
             Request(prompt_T, model, (seeds.derive(self.seed, "lm-eval", *map(str, key)),), sampling)
-            for model in models
+            for model in self.models
             for key, prompt_T, sampling in zip(asked, prompts, settings, strict=True)
         ]
-        head = head_of(self.base.model)
-        with AdapterStack(self.base.model, self.adapters) as stack, torch.inference_mode():
-            found = sample(self.base.model, head, stack, self.tokenizer, requests, self.base.stop_ids, self.rows)
+        model, stops_at = self.base.model, self.base.stop_ids
+        head = head_of(model)
+        with (
+            AdapterStack(model, self.adapters) as stack,
+            torch.inference_mode(),
+            self._progress(len(requests)) as progress,
+        ):
+            found = sample(model, head, stack, self.tokenizer, requests, stops_at, self.rows, progress=progress)
         texts = [one.text for (one,) in found]
         return [
             [postprocess_generated_text(text, stop, None) for text, stop in zip(mine, stops, strict=True)]
-            for mine in (texts[m * len(asked) : (m + 1) * len(asked)] for m in range(len(models)))
+            for mine in (texts[m * len(asked) : (m + 1) * len(asked)] for m in range(len(self.models)))
         ]
+
+
+def _row(model: int | None) -> int:
+    """Place of a model among those that `choice_scores` weighs, the base first."""
+    return 0 if model is None else 1 + model
 
 
 def evaluate_all(
@@ -242,6 +265,8 @@ def evaluate_all(
     fewshot_seed: int = FEWSHOT_SEED,
     batch_tokens: int = 8192,
     seed: int = 0,
+    name: str = "",
+    alone: bool = False,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Results of the harness's `evaluate` for the base and for each adapter.
@@ -255,13 +280,17 @@ def evaluate_all(
         fewshot_seed: of their choice; every model sees the same examples.
         batch_tokens: most padded tokens of one batch.
         seed: of sampling noise, where a task samples.
+        name: of what is shown while it works; empty for nothing.
+        alone: whether the adapters alone are evaluated, not the base.
         options: further arguments of `lm_eval.evaluate` (limit, apply_chat_template, log_samples, ...).
 
     Returns:
         Name -> what `evaluate` returns (`results`, `samples`, `configs`, ...).
 
     Raises:
-        UserError: no tasks, an adapter called `base`, or a cache of the harness that takes one model for another.
+        UserError: no tasks, no models, an adapter called `base`, or a cache of the harness that takes one model for
+            another.
+        NotFinite: logits of a model are not finite; nothing of any of them is returned.
     """
     if "use_cache" in options:
         raise UserError("use_cache keeps answers without the model that gave them; finetrial keeps them per adapter")
@@ -269,56 +298,21 @@ def evaluate_all(
         raise UserError(f"an adapter is called '{BASE}', which is the name of the base; rename it")
     if not tasks:
         raise UserError("there are no tasks to evaluate")
+    if alone and not adapters:
+        raise UserError("there are no adapters to evaluate")
     loaded = load_tasks(tasks, task_manager, num_fewshot, fewshot_seed)
-    lm = StackLM(base, list(adapters.values()), batch_tokens, seed=seed)
-    found = {BASE: evaluator.evaluate(lm, loaded, **options)}
-    with _same_requests(loaded["tasks"].values()) as renew:
-        for n, name in enumerate(adapters):
-            lm.show(n)
-            renew()
-            found[name] = evaluator.evaluate(lm, loaded, **options)
+    lm = StackLM(base, list(adapters.values()), batch_tokens, seed=seed, name=name, alone=alone)
+    names: dict[int | None, str] = {None: BASE, **dict(enumerate(adapters))}
+    first, *others = lm.models
+    lm.show(first)
+    with quiet():
+        found: dict[str, Any] = {names[first]: evaluator.evaluate(lm, loaded, **options)}
+        with _same_requests(loaded["tasks"].values()) as renew:
+            for model in others:
+                lm.show(model)
+                renew()
+                found[names[model]] = evaluator.evaluate(lm, loaded, **options)
     return found
-
-
-def load_tasks(
-    tasks: Sequence[Any], task_manager: Any = None, num_fewshot: int | None = None, fewshot_seed: int = FEWSHOT_SEED
-) -> dict[str, Any]:
-    """The harness's tasks (`tasks`: name -> task) and groups, with their examples in the prompt settled.
-
-    Args: as for `evaluate_all`.
-
-    Raises:
-        UserError: a name that is no task, or a task that cannot be loaded (its data is not there, say).
-    """
-    manager = task_manager or TaskManager()
-    try:
-        loaded = manager.load(list(tasks))
-    except KeyError as error:
-        wanted = next((str(one) for one in tasks if isinstance(one, str)), "")
-        raise UserError(
-            f"lm-evaluation-harness knows no task {wanted!r}{nearest(wanted, manager.all_tasks)}; expected a name (see "
-            "`lm-eval ls tasks`), or the path of a YAML file"
-        ) from error
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise UserError(f"lm-evaluation-harness cannot load {list(tasks)}: {error}") from error
-    for task in loaded["tasks"].values():
-        given = task.get_config("num_fewshot")
-        if given is None or (num_fewshot is not None and given != 0):  # 0 in a task's own configuration stays
-            task.set_config(key="num_fewshot", value=num_fewshot or 0)
-        task.set_fewshot_seed(seed=fewshot_seed)
-    return loaded
-
-
-def chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """A conversation as text; an unfinished last message of the assistant is left open."""
-    return str(
-        tokenizer.apply_chat_template(
-            history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-    )
 
 
 @contextlib.contextmanager
@@ -356,23 +350,3 @@ def digest_of(adapter: Adapter) -> str:
                 hashed.update(repr((field.name, path, tuple(tensor.shape))).encode())
                 hashed.update(tensor.contiguous().numpy().tobytes())
     return hashed.hexdigest()
-
-
-def _sampling(options: dict[str, Any], eos: str) -> tuple[SamplingConfig, list[str]]:
-    """How a task wants its completions, and all texts that end one."""
-    wanted = normalize_gen_kwargs(options)
-    until = handle_stop_sequences(wanted.pop("until", None), eos=eos)
-    strange = sorted(set(wanted) - set(GENERATION))
-    if strange:
-        raise UserError(
-            f"generation_kwargs: {strange[0]!r} is not supported{nearest(strange[0], GENERATION)}; "
-            f"there are {', '.join(GENERATION)}"
-        )
-    sampled = wanted.pop("do_sample", False)
-    filters = {name: wanted[name] for name in ("top_p", "top_k", "min_p") if name in wanted}
-    return SamplingConfig(
-        max_tokens=wanted["max_gen_toks"],
-        temperature=wanted.get("temperature", 1.0) if sampled else 0.0,
-        stop=tuple(stop for stop in until if stop and stop != eos),
-        **filters,
-    ), until

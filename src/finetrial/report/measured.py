@@ -22,6 +22,7 @@ KINDS = {
     "choice": "Multiple choice by log-probability",
     "tasks": "Graded completions",
     "conversation": "Conversations of several turns",
+    "lm_eval": "Tasks of lm-evaluation-harness",
 }
 """Kind of suite -> how its tables are headed; suites of other or unknown kinds come last."""
 
@@ -152,7 +153,7 @@ def _suite_table(
         )
         fact = known(metric)
         arrow = "" if fact is None or _is_neutral(metric) else "↑" if fact.better == "higher" else "↓"
-        rows.append(Row(_title(metric), arrow, cells))
+        rows.append(Row(_title(metric, facts.get("kind")), arrow, cells))
     n_items = sorted({mean.n_items for mean in means.values()})
     told = [f"n = {_range(n_items)} items"]
     if facts.get("groups") and facts["groups"] != facts.get("items"):
@@ -211,20 +212,22 @@ def _is_neutral(metric: str) -> bool:
     return metric == "completion_tokens"
 
 
-def _title(metric: str) -> str:
+def _title(metric: str, kind: str | None) -> str:
+    """A metric's name; those of the harness keep theirs, whose options may be letters or texts."""
     unit = metric_words(metric).unit
-    title = TITLES.get(metric, metric)
+    title = metric if kind == "lm_eval" else TITLES.get(metric, metric)
     shown = "perplexity" if metric == "log_perplexity" else unit
     return title if shown in ("proportion", title, "perplexity", metric) else f"{title}, {shown}"
 
 
 def _place(metric: str) -> tuple[int, int, int, str]:
-    """Order of a metric: block, place in it, k or n, name."""
+    """Order of a metric: block, place in it, k or n, name. A metric of answers read in several ways is one of them."""
+    name = metric.partition(",")[0]
     digits = "".join(character for character in metric.partition("@")[2] if character.isdigit())
     for block, (_, beginnings) in enumerate(BLOCKS):
         for place, beginning in enumerate(beginnings):
             open_ended = beginning[-1] in "_@"
-            if metric == beginning or (open_ended and metric.startswith(beginning)):
+            if name == beginning or (open_ended and name.startswith(beginning)):
                 return block, place, int(digits or 0), metric
     return len(BLOCKS), 0, 0, metric
 

@@ -5,6 +5,7 @@ from math import isfinite, log
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from finetrial.campaign.harness import BITS, Harness, named
@@ -12,6 +13,7 @@ from finetrial.campaign.launch import Launch
 from finetrial.campaign.measures.examinee import Examinee, fill, stored
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.errors import UserError
+from finetrial.generate.decode import NotFinite
 from finetrial.identity import stage_key
 from finetrial.records import Outcome
 
@@ -37,6 +39,16 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
         lambda one: _key(launch, suite, one),
         lambda sweep: _evaluated(launch, suite, sweep),
     )
+    measured = {
+        metric
+        for one in examinees
+        for metric in stored(launch, STAGE, _key(launch, suite, one))["metric"].unique().to_pylist()
+    }
+    task = launch.prepared.harness[suite.of].config.task
+    for contrast in launch.spec.contrasts:
+        metric = contrast.metric or launch.spec.campaign.primary_metric
+        if suite.name in (contrast.suite, contrast.minus_suite) and metric not in measured:
+            raise UserError(f"[[contrasts]] {contrast.name!r}: {task} gave no item a value of {metric!r}")
 
 
 def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
@@ -58,33 +70,49 @@ def _key(launch: Launch, suite: Suite, one: Examinee) -> str:
 
 
 def _evaluated(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:
+    """What the harness makes of each model; of one whose logits are not finite all is missing, and the others go on."""
     from finetrial.evaluate import lm_eval_model
 
     harness = launch.prepared.harness[suite.of]
-    found = lm_eval_model.evaluate_all(
-        launch.base,
-        {one.name: one.load() for one in sweep if one.folder is not None},
-        list(harness.tasks.values()),
-        lm_eval_model.TaskManager(include_defaults=False),
-        harness.config.num_fewshot,
-        batch_tokens=launch.spec.evaluation.batch_tokens,
-        seed=launch.spec.evaluation.seed,
-        limit=harness.config.limit,
-        apply_chat_template=harness.config.chat_template,
-        fewshot_as_multiturn=harness.config.chat_template,
-        bootstrap_iters=0,
-    )
-    tables = [
-        _table(harness, found[lm_eval_model.BASE if one.folder is None else one.name]["samples"]) for one in sweep
-    ]
-    measured = {metric for table in tables for metric in table["metric"].to_pylist()}
-    for contrast in launch.spec.contrasts:
-        metric = contrast.metric or launch.spec.campaign.primary_metric
-        if suite.of in {contrast.suite.partition("@")[0], contrast.minus_suite or ""} and metric not in measured:
-            raise UserError(
-                f"[[contrasts]] {contrast.name!r}: {harness.config.task} gave no item a value of {metric!r}"
+    adapters = {one.name: one.load() for one in sweep if one.folder is not None}
+    names = {one.name: lm_eval_model.BASE if one.folder is None else one.name for one in sweep}
+    alone = lm_eval_model.BASE not in names.values()
+    found: Mapping[str, Mapping[str, Any]] = {}
+    while adapters or not alone:
+        try:
+            found = lm_eval_model.evaluate_all(
+                launch.base,
+                adapters,
+                list(harness.tasks.values()),
+                num_fewshot=harness.config.num_fewshot,
+                batch_tokens=launch.spec.evaluation.batch_tokens,
+                seed=launch.spec.evaluation.seed,
+                name=suite.name,
+                alone=alone,
+                limit=harness.config.limit,
+                apply_chat_template=harness.config.chat_template,
+                fewshot_as_multiturn=harness.config.chat_template,
+                bootstrap_iters=0,
             )
-    return tables
+            break
+        except NotFinite as error:
+            if error.adapter is None:
+                raise
+            del adapters[list(adapters)[error.adapter]]
+    return [
+        _table(harness, found[names[one.name]]["samples"]) if names[one.name] in found else _missing(harness)
+        for one in sweep
+    ]
+
+
+def _missing(harness: Harness) -> pa.Table:
+    """A table without any value."""
+    rows = [
+        {"item": item.id, "metric": metric, "value": None, "weight": 1.0}
+        for item in harness.items
+        for metric in harness.metrics
+    ]
+    return pa.Table.from_pylist(rows, schema=MEASURED)
 
 
 def _table(harness: Harness, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> pa.Table:
@@ -99,7 +127,7 @@ def _table(harness: Harness, samples: Mapping[str, Sequence[Mapping[str, Any]]])
                 if metric == BITS:
                     nats, size = value
                     value, weight = (-nats / (log(2) * size) if size else None), float(size or 1)
-                if label not in harness.metrics or not (value is None or isinstance(value, Real)):
+                if label not in harness.metrics or not (value is None or isinstance(value, Real | np.bool_)):
                     continue
                 number = None if value is None or not isfinite(value) else float(value)
                 rows.append({"item": f"{name}/{sample['doc_id']}", "metric": label, "value": number, "weight": weight})
