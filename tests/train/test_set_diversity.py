@@ -28,7 +28,8 @@ from finetrial.train.cohort import train_cohort
 from finetrial.train.lesson import Lesson
 from finetrial.train.rollouts import Engine, Group
 from finetrial.train.runs import Ledger, RunData, SetPrompts
-from finetrial.train.set_diversity import DrawnSet, SetDiversity, SetLog, chosen_prompts
+from finetrial.train.set_diversity import SetDiversity, chosen_prompts
+from finetrial.train.set_log import DrawnSet, SetLog
 from finetrial.train.set_scores import SetScore
 from finetrial.train.term_config import SetDiversityConfig
 from tiny import random_rows, run_data, tiny_model

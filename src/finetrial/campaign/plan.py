@@ -207,8 +207,8 @@ def cohorts(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
 
 
 def reached(record: Mapping[str, Any], step: int | None) -> bool:
-    """Whether a run has an adapter of step `step`, or, for None, of its end: one that its guard stopped has none of later
-    steps, one in quarantine has none at all."""
+    """Whether a run has an adapter of step `step`, or, for None, of its end: one that its guard stopped has none of
+    later steps, one in quarantine has none at all."""
     end = (record.get("stopping") or {}).get("stopped_at")
     return record["status"] == "done" and (step is None or end is None or step <= end)
 

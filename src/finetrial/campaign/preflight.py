@@ -34,7 +34,7 @@ from finetrial.records import Task
 from finetrial.train.cohort import train_cohort
 from finetrial.train.gradient_share import FROM_BASE, NOISE, PROBES, WEAK, TermState, auxiliary_terms, term_facts
 from finetrial.train.runs import RunData, TrainResult
-from finetrial.train.set_diversity import SetLog
+from finetrial.train.set_log import SetLog
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from finetrial.store import read_json, write_json
 from finetrial.train.cohort import train_cohort
 from finetrial.train.gradient_share import auxiliary_terms, term_facts
 from finetrial.train.runs import Ledger, Practice, RunData, SetPrompts, TrainResult
-from finetrial.train.set_diversity import SetLog
+from finetrial.train.set_log import SetLog
 
 COHORT = "cohort.json"
 """Keys of a cohort's runs, in its checkpoint folder."""

@@ -171,7 +171,7 @@ class Ledger:
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Auxiliary term -> what was measured of its gradient (`gradient_share.TermState`)."""
     sets: dict[str, Any] | None = None
-    """What became of the sets that the run drew (`set_diversity.SetLog`)."""
+    """What became of the sets that the run drew (`set_log.SetLog`)."""
 
     baseline: float | None = None
     """The base's value of what is watched."""
