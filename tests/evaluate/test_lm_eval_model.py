@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness for N adapters at once against its own HF model, run one after another."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (e
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from test_perplexity import filled
 
 from finetrial.errors import UserError
 from finetrial.evaluate import lm_eval_model
 from finetrial.evaluate.lm_eval_model import StackLM, digest_of, evaluate_all
+from finetrial.generate.decode import NotFinite
 from finetrial.model.base import load_base
 from finetrial.model.config import ModelConfig
 from finetrial.model.peft_format import save_peft
@@ -109,6 +110,35 @@ def test_the_model_works_once_for_all(monkeypatch, base, adapters, tasks):
     assert calls == {"scores": 2, "samples": 1}
 
 
+def test_adapters_alone_have_the_same_results_without_the_base(monkeypatch, base, adapters, tasks):
+    drawn = []
+    sample = lm_eval_model.sample
+
+    def counted(*arguments, **options):
+        drawn.append(len(arguments[4]))
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(lm_eval_model, "sample", counted)
+    everything = evaluate_all(base, adapters, tasks, bootstrap_iters=0)
+    alone = evaluate_all(base, {"a1": adapters["a1"]}, tasks, bootstrap_iters=0, alone=True)
+    assert list(alone) == ["a1"]
+    assert drawn == [3 * len(ROWS), len(ROWS)]
+    for task, results in everything["a1"]["results"].items():
+        have = {name: value for name, value in alone["a1"]["results"][task].items() if isinstance(value, float)}
+        assert have == pytest.approx({name: results[name] for name in have}, rel=1e-5)
+    with pytest.raises(UserError, match="there are no adapters"):
+        evaluate_all(base, {}, tasks, alone=True)
+
+
+def test_numbers_that_are_not_finite_name_their_adapter(base, adapters):
+    """The harness would take the first of equally undefined options for the likeliest, and call it right or wrong."""
+    weights = {path: (a, b * np.nan) for path, (a, b) in adapters["a1"].weights.items()}
+    lm = StackLM(base, [adapters["a0"], replace(adapters["a1"], weights=weights)])
+    with pytest.raises(NotFinite) as error:
+        lm.loglikelihood([Instance("loglikelihood", {}, ("The unit of force is the", " newton"), 0)])
+    assert error.value.adapter == 1
+
+
 def test_answers_belong_to_one_adapter(base, adapters):
     """Models of the same requests answer each for themselves, in any order of asking."""
     lm = StackLM(base, list(adapters.values()))
@@ -150,7 +180,7 @@ def test_what_would_mislead_is_refused(base, adapters, tasks):
     with pytest.raises(UserError, match="an adapter is called 'base'"):
         evaluate_all(base, {"base": adapters["a0"]}, tasks)
     with pytest.raises(UserError, match="no tasks"):
-        evaluate_all(base, adapters, [], task_manager=TaskManager())
+        evaluate_all(base, adapters, [])
     requests = [Instance("generate_until", {}, ("The", {"num_beams": 4}), 0)]
     with pytest.raises(UserError, match="'num_beams' is not supported"):
         StackLM(base, []).generate_until(requests)
