@@ -18,6 +18,7 @@ from finetrial.data.select import Selection
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import grader_key
 from finetrial.identity import digest, stage_key
+from finetrial.model.source import encoder_key
 from finetrial.store import Store, read_json
 
 STAGE_VERSIONS = {"render": 2, "train": 1, "evaluate": 2, "rl": 2, "completions": 1, "grades": 1, "texts": 1,
@@ -218,6 +219,8 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
         functions = filter(None, (condition.set_diversity.quality, condition.set_diversity.clusters))
         keys = [grader_key(GraderConfig(kind="function", function=function)) for function in functions]
         science["set_diversity"] = {**condition.set_diversity.model_dump(mode="json"), "functions": keys}
+        if condition.set_diversity.encoder is not None:
+            science["set_diversity"]["embedding_model"] = encoder_key(condition.set_diversity.encoder)
     if condition.mixture is not None:
         shares = {part.name: [list(point) for point in part.points] for part in condition.mixture.parts}
         mixed = {name: {"share": shares[name], "rows": part.key} for name, part in parts.items()}

@@ -25,22 +25,21 @@ from typing import Any, Literal
 import numpy as np
 
 from finetrial import seeds
-from finetrial.errors import UserError
 from finetrial.evaluate.degeneration import degeneration
 from finetrial.evaluate.words import words
 from finetrial.generate.decode import NotFinite
 from finetrial.generate.sample import Request, sample
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader
-from finetrial.model.embed import embed
+from finetrial.model.embed import embed, sentence_encoder
 from finetrial.records import Grade
 from finetrial.train.gradient_share import PROBES, TermState, weight_for_share
 from finetrial.train.journal import GENERATIONS
 from finetrial.train.lesson import Lesson, Report, Row
 from finetrial.train.rollouts import Engine, Group
 from finetrial.train.runs import Ledger, RunData, SetPrompts
-from finetrial.train.set_scores import EMBEDDED, Members, SetScore, score_set
-from finetrial.train.term_config import SetDiversityConfig
+from finetrial.train.set_scores import Members, SetScore, score_set
+from finetrial.train.term_config import EMBEDDED, SetDiversityConfig
 
 TERM = "set_diversity"
 """Name of the term among those of a loss."""
@@ -134,8 +133,8 @@ class SetDiversity:
         configs = [sets_of(run).config for run in self.runs.values()]
         self.quality = {c.quality: _grader(c.quality, "function") for c in configs if c.quality is not None}
         self.clusters = {c.clusters: _grader(c.clusters, "label") for c in configs if c.clusters is not None}
-        extra = {c.embedding_model for c in configs if c.score in EMBEDDED and c.embedding == "sentence-transformers"}
-        self.encoders = {name: _sentence_encoder(name) for name in extra}
+        device = next(engine.model.parameters()).device
+        self.encoders = {c.encoder: sentence_encoder(c.encoder, device) for c in configs if c.encoder is not None}
 
     def __enter__(self) -> "SetDiversity":
         return self
@@ -212,14 +211,10 @@ class SetDiversity:
 
     def _embedding(self, config: SetDiversityConfig, texts: Sequence[str]) -> np.ndarray:
         """Vectors of the texts; NaN for one without tokens."""
-        if config.embedding == "base":
-            tokenizer = sets_of(next(iter(self.runs.values()))).tokenizer
-            return embed(self.engine.model, tokenizer, texts, stack=self.engine.stack)
-        filled = list(dict.fromkeys(text for text in texts if text.strip()))
-        encoder = self.encoders[config.embedding_model]
-        vectors = dict(zip(filled, encoder.encode(filled, show_progress_bar=False), strict=True)) if filled else {}
-        nothing_H = np.full(encoder.get_sentence_embedding_dimension(), np.nan, np.float32)
-        return np.stack([vectors.get(text, nothing_H) for text in texts])
+        if config.encoder is not None:
+            return self.encoders[config.encoder](texts)
+        tokenizer = sets_of(next(iter(self.runs.values()))).tokenizer
+        return embed(self.engine.model, tokenizer, texts, stack=self.engine.stack)
 
 
 def sets_of(run: RunData) -> SetPrompts:
@@ -360,14 +355,3 @@ def _lines(who: Mapping[str, Any], drawn: Sequence[DrawnSet]) -> list[dict[str, 
 
 def _grader(function: str, kind: Literal["function", "label"]) -> Grader:
     return Grader(GraderConfig(kind="function", function=function), kind)
-
-
-def _sentence_encoder(name: str) -> Any:
-    try:
-        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "set_diversity.embedding = 'sentence-transformers': the package is not installed; "
-            "pip install 'finetrial[semantic]' brings it, or take embedding = 'base'"
-        ) from error
-    return SentenceTransformer(name)

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from finetrial.generate.config import SamplingConfig
 from finetrial.records import Config
 
+EMBEDDED = ("semantic", "vendi", "log_det")
+"""Scores of sets that read embeddings."""
+
 
 class AnchorConfig(Config):
     """`[anchor]`: a divergence from the frozen base, added to the loss of every learnt token."""
@@ -79,7 +82,8 @@ class SetDiversityConfig(Config):
         default="base", description="semantic, vendi, log_det: the base's own hidden states, or an extra package"
     )
     embedding_model: str = Field(
-        default="sentence-transformers/all-MiniLM-L6-v2", description="embedding = 'sentence-transformers': its name"
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="embedding = 'sentence-transformers': its folder or its name on the hub",
     )
     quality: str | None = Field(
         default=None,
@@ -100,6 +104,11 @@ class SetDiversityConfig(Config):
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature is 0: greedy completions of a prompt are all the same")
         return self
+
+    @property
+    def encoder(self) -> str | None:
+        """The sentence encoder that scores the sets; None where none does."""
+        return self.embedding_model if self.embedding != "base" and self.score in EMBEDDED else None
 
     @property
     def factor(self) -> float:
