@@ -96,6 +96,26 @@ def test_a_users_function_enters_the_key_by_its_content(varied: Path, tmp_path: 
     assert more["varied_s1"].key != after["varied_s1"].key
 
 
+def test_a_sentence_encoder_enters_the_key_by_its_content(varied: Path, tmp_path: Path) -> None:
+    """A copy in another folder is the same encoder; another file in the same folder is another one."""
+
+    def key(folder: Path) -> str:
+        table = {"score": "semantic", "embedding": "sentence-transformers", "embedding_model": folder}
+        overrides = [f"set_diversity.{field}={value}" for field, value in table.items()]
+        return planned(varied, tmp_path / "logs", *overrides)["varied_s1"].key
+
+    one, copy = tmp_path / "one", tmp_path / "copy"
+    for folder in (one, copy):
+        (folder / "1_Pooling").mkdir(parents=True)
+        (folder / "1_Pooling" / "config.json").write_text("{}")
+    before = key(one)
+    assert key(copy) == before
+    (one / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert key(one) != before
+    with pytest.raises(UserError, match=r"embedding_model: '.*/ones' is no folder.*one"):
+        key(tmp_path / "ones")
+
+
 def test_prompts_that_leave_no_room_are_refused(varied: Path, tmp_path: Path) -> None:
     spec = load_spec(varied, ["set_diversity.sampling.max_tokens=250"])
     with pytest.raises(UserError, match="none of the 6 prompts of its rows leaves room"):

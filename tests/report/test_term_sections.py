@@ -1,4 +1,4 @@
-"""Auxiliary terms, anchors, sets, mixtures, guards, sweeps and recipes in the report."""
+"""Auxiliary terms, anchors, sets, mixtures, guards and recipes in the report."""
 
 import json
 import re
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from terms_campaign_folder import RECIPES, SEEDS, resolved, write_terms_campaign
 
-from finetrial.report import markdown, recipes, sweeps, term_charts, term_tables, terms
+from finetrial.report import markdown, recipes, term_charts, term_tables, terms
 from finetrial.report.build import ReportPaths, gather, write
 from finetrial.report.facts import Report, RunFacts
 from finetrial.report.sampled_sets import by_prompt
@@ -181,25 +179,6 @@ def test_guards_tell_base_floor_best_and_stop(termed: Report) -> None:
     assert row[4:6] == ["never measured", "never measured"]
 
 
-def test_sweeps_take_conditions_that_differ_in_strength_alone(termed: Report) -> None:
-    found = {(s.knob.table, s.knob.key): s for s in sweeps.sweeps(termed)}
-    assert set(found) == {("set_diversity", "weight"), ("anchor", "coef")}
-    assert found["set_diversity", "weight"].strengths == (0.0, 0.5, 2.0)
-    assert found["set_diversity", "weight"].conditions == ("plain", "sets-0.5", "sets-2")
-    assert found["anchor", "coef"].conditions == ("plain", "anchored-weakly", "anchored")
-    falling = next(t for t in found["set_diversity", "weight"].trends if t.suite == "gold")
-    assert falling.words == "falls at every step"
-
-
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6))
-def test_trend_is_monotone_only_if_every_step_goes_one_way(means: list[float]) -> None:
-    trend = sweeps.Trend("s", "m", tuple(means), (), None)
-    mirrored = replace(trend, means=tuple(-mean for mean in means))
-    opposite = {"rises at every step": "falls at every step", "falls at every step": "rises at every step"}
-    assert mirrored.words == opposite.get(trend.words, "not monotone")
-    assert (trend.words == "rises at every step") == (means == sorted(set(means)))
-
-
 def test_recipes_tell_variants_and_what_sets_conditions_apart(termed: Report) -> None:
     rows = {row[0]: row[1:] for row in recipes.recipes(termed)[1]}
     assert rows["plain"] == ["LoRA", "8", "16", "2", "—"]
@@ -214,7 +193,6 @@ def test_recipes_tell_variants_and_what_sets_conditions_apart(termed: Report) ->
 
 def test_machines_get_the_same(term_paths: ReportPaths, termed: Report) -> None:
     found = json.loads(term_paths.json.read_text())["terms"]
-    assert set(found) == {"gradients", "anchors", "sets", "mixtures", "guards", "sweeps", "warnings"}
+    assert set(found) == {"gradients", "anchors", "sets", "mixtures", "guards", "warnings"}
     assert found["warnings"] == terms.warnings(termed)
-    assert found["sweeps"][0]["strengths"] == [0.0, 0.5, 2.0]
     assert found["guards"][0]["best"] == [2, 0.3]

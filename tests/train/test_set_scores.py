@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetrial.train.advantages import poly_epo
-from finetrial.train.set_scores import DIVERSITY, EMBEDDED, Members, advantages, score_set
+from finetrial.train.set_scores import DIVERSITY, Members, advantages, score_set
+from finetrial.train.term_config import EMBEDDED
 
 TEXTS = ("the cat sat on the mat", "the cat sat on the rug", "a dog ran in the park")
 WORDS = tuple(text.split() for text in TEXTS)

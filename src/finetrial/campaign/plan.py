@@ -20,6 +20,7 @@ from finetrial.errors import UserError
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import grader_key
 from finetrial.identity import digest, stage_key
+from finetrial.model.source import encoder_key
 from finetrial.store import Store, read_json
 from finetrial.train.term_config import function_error
 
@@ -233,6 +234,8 @@ def _run(condition: Condition, seed: int, inputs: Inputs, every: int, dry: bool)
             "functions": keys,
             "version": STAGE_VERSIONS["set_diversity"],
         }
+        if condition.set_diversity.encoder is not None:
+            science["set_diversity"]["embedding_model"] = encoder_key(condition.set_diversity.encoder)
     if condition.mixture is not None:
         shares = {part.name: [list(point) for point in part.points] for part in condition.mixture.parts}
         mixed = {name: {"share": shares[name], "rows": part.key} for name, part in parts.items()}

@@ -185,6 +185,9 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "lm-eval": ("lm_eval",),
+    "semantic": ("sentence_transformers",),
+    "gym": ("reasoning_gym",),
+    "envs": ("verifiers",),
 }
 
 

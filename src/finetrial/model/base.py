@@ -58,7 +58,7 @@ def load_base(config: ModelConfig, device: str | None = None) -> Base:
     chat_template(tokenizer)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(config, place)
-    with _quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False)
     torch.nn.Module.to(model.eval(), place)
@@ -81,7 +81,7 @@ def load_base(config: ModelConfig, device: str | None = None) -> Base:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the bar that transformers draws while it copies weights that are on the disk already."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

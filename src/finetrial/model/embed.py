@@ -1,10 +1,10 @@
-"""Embeddings of texts by the base itself: the mean of its last hidden states.
+"""Embeddings of texts: by the base itself, the mean of its last hidden states, or by a model of sentence-transformers.
 
 Shapes: N texts, S rows of a pass, T tokens of a padded row, H hidden features.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from finetrial.errors import UserError
 from finetrial.model.adapters import AdapterStack
+from finetrial.model.base import quiet
 from finetrial.model.loss import hidden_states
+from finetrial.model.source import encoder_folder
 
 
 def embed(
@@ -64,6 +66,45 @@ def embed(
         unit_SH = torch.nn.functional.normalize(sum_SH, dim=1).cpu().numpy()
         vectors |= dict(zip(chosen, unit_SH, strict=True))
     return np.stack([vectors[text] for text in texts]) if texts else np.empty((0, config.hidden_size), np.float32)
+
+
+def sentence_encoder(name: str, device: torch.device) -> Callable[[Sequence[str]], np.ndarray]:
+    """A function from texts to vectors, float32 (N, H), by a model of sentence-transformers (extra `semantic`).
+
+    Equal texts get equal vectors; a text of white space alone has none: its row is NaN. The model reads as many tokens
+    as its own `max_seq_length` says (all-MiniLM-L6-v2: 256) and leaves out the rest.
+
+    Args:
+        name: a folder, or a model name of the hub.
+        device: where it runs.
+
+    Raises:
+        UserError: the package is not installed, or there is no such model.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "set_diversity.embedding = 'sentence-transformers': the package is not installed; "
+            "pip install 'finetrial[semantic]' brings it, or take embedding = 'base'"
+        ) from error
+    try:
+        with quiet():
+            encoder = SentenceTransformer(str(encoder_folder(name) or name), device=str(device))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"set_diversity.embedding_model: {name!r} is neither a folder with a model of sentence-transformers nor "
+            f"a model of the hub that could be read: {str(error).splitlines()[0]}"
+        ) from error
+
+    def vectors(texts: Sequence[str]) -> np.ndarray:
+        distinct = list(dict.fromkeys(texts))
+        place = {text: n for n, text in enumerate(distinct)}
+        found_NH = encoder.encode(distinct, show_progress_bar=False)[[place[text] for text in texts]]
+        found_NH[[not text.strip() for text in texts]] = np.nan
+        return found_NH
+
+    return vectors
 
 
 def _check_lengths(model: nn.Module, rows: dict[str, list[int]]) -> None:

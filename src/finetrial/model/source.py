@@ -59,6 +59,29 @@ def _key(base: str, revision: str | None) -> str:
     return digest({name: _content(path) for name, path in found.items()})
 
 
+def encoder_folder(name: str) -> Path | None:
+    """The folder of a sentence encoder that `name` means; None where it is a name of the hub.
+
+    Raises:
+        UserError: it is written as a path, and there is no such folder; the message gives the nearest one.
+    """
+    if not (folder := Path(name).expanduser()).exists() and not name.startswith((".", "/", "~")):
+        return None
+    if not folder.is_dir():
+        beside = [str(path) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"set_diversity.embedding_model: {name!r} is no folder{nearest(str(folder), beside)}")
+    return folder
+
+
+def encoder_key(name: str) -> str:
+    """Identity of a sentence encoder: SHA-256 over the names and contents of its folder's files, or its hub name."""
+    folder = encoder_folder(name)
+    if folder is None:
+        return name
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return digest({inside: _content(path) for inside, path in found.items()})
+
+
 def _content(path: Path) -> str:
     """SHA-256 of a file; the hub's cache names large files by it, which saves reading them."""
     stored = path.resolve().name

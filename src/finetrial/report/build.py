@@ -28,6 +28,7 @@ from finetrial.report import (
     people,
     scaling,
     statistics_charts,
+    sweeps,
     term_charts,
     terms,
 )
@@ -102,6 +103,7 @@ def write(report: Report, target: Path) -> ReportPaths:
         "judges": finite(judges.judges(report)),
         "reinforcement": finite(learning.facts(report)),
         "terms": finite(terms.facts(report)),
+        "sweeps": finite(sweeps.facts(report)),
     }
     strict = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     paths.json.write_text(strict + "\n", encoding="utf-8")
@@ -121,7 +123,7 @@ def draw(report: Report) -> list[Chart]:
     drawn += [*learning_charts.held_out_curves(report), *learning_charts.learning(report)]
     drawn += [mechanism_charts.entropy(report), mechanism_charts.surprisal(report), mechanism_charts.sepa(report)]
     drawn.append(mechanism_charts.diagnostics(report))
-    drawn += term_charts.charts(report)
+    drawn += [*term_charts.charts(report), *sweeps.charts(report)]
     drawn += [diagnostics.overlap(report), diagnostics.scores(report), diagnostics.correlation(report)]
     drawn += [diagnostics.curves(report), squeeze(report), diagnostics.timing(report)]
     return [chart for chart in drawn if chart is not None]

@@ -110,7 +110,8 @@ def _control(k: int, entry: Mapping[str, Any]) -> Chart:
     low, high = min(found, default=0.0), max(found, default=1.0)
     room = 0.25 * (high - low) or 0.05
     width = 640
-    axis = alt.Axis(title="session", tickMinStep=1, format="d", grid=False)
+    whole = list(range(1, len(sessions) + 1, 1 + len(sessions) // 20))
+    axis = alt.Axis(title="session", values=whole, format="d", grid=False)
     reach = alt.Scale(domain=[0.5, len(sessions) + 0.5], nice=False)
     x = alt.X("session:Q", scale=reach, axis=axis)
     scale = alt.Scale(domain=[low - room, high + room], nice=False)
@@ -143,15 +144,20 @@ def _control(k: int, entry: Mapping[str, Any]) -> Chart:
     ]
     drifted = [one for one in sessions if one["drifted"]]
     state = "in control" if entry["control"]["in_control"] else "has drifted"
+    first = len(sessions) == 1
+    told = (
+        "One session is a baseline and has nothing to be compared with: the band comes with the second."
+        if first
+        else "Band: where the mean lies while nothing has changed, from the earlier sessions in control (three sigma); "
+        "line in it: their mean. Points outside (orange triangles) have drifted: grades of such a session are not "
+        f"compared. {count(len(sessions), 'session')}, {len(drifted)} of them drifted. Last: {sessions[-1]['reason']}."
+    )
     return finish(
         alt.layer(*layers).properties(width=width, height=220),
         f"judge-control-{k}",
-        f"Control chart of {title(entry)}: {state}",
+        f"Control chart of {title(entry)}: {'the first session' if first else state}",
         f"The same {count(len(sessions[-1]['scores']), 'answer')} of good, middling and bad worth, judged anew in "
-        "every session. Band: where the mean lies while nothing has changed, from the earlier sessions in control "
-        "(three sigma); line in it: their mean. Points outside (orange triangles) have drifted: grades of such a "
-        f"session are not compared. {count(len(sessions), 'session')}, {len(drifted)} of them drifted. Last: "
-        f"{sessions[-1]['reason']}.",
+        f"every session. {told}",
         f"Control chart: means of {', '.join(number(row['mean'], 3) for row in rows)}; the judge is {state}.",
     )
 

@@ -39,7 +39,7 @@ BLOCKS: tuple[tuple[str, tuple[str, ...]], ...] = (
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)
 """k of `pass@k` that are shown where items have as many samples, beside the most that they have."""
 
-TITLES = {"correct": "correct (strict)", "correct_relaxed": "correct (relaxed)"}
+TITLES = {"correct_relaxed": "correct (relaxed)"}
 TITLES |= {"acc": "right, by option’s text", "acc_norm": "right, by text per byte", "acc_letter": "right, by letter"}
 TITLES |= {"nll": "loss per text (nll)", "log_perplexity": "perplexity (by token)", "ead_2": "ead_2 (fixed vocabulary)"}
 
@@ -153,7 +153,8 @@ def _suite_table(
         )
         fact = known(metric)
         arrow = "" if fact is None or _is_neutral(metric) else "↑" if fact.better == "higher" else "↓"
-        rows.append(Row(_title(metric, facts.get("kind")), arrow, cells))
+        strict = metric == "correct" and any(other == "correct_relaxed" for _, other in means)
+        rows.append(Row("correct (strict)" if strict else _title(metric, facts.get("kind")), arrow, cells))
     n_items = sorted({mean.n_items for mean in means.values()})
     told = [f"n = {_range(n_items)} items"]
     if facts.get("groups") and facts["groups"] != facts.get("items"):

@@ -25,7 +25,7 @@ def recipes(report: Report) -> Table:
     rows = []
     for condition in whole:
         model = ModelConfig.model_validate(model_of(condition))
-        figures = [number(model.lora_rank), number(model.alpha), number(model.scale)]
+        figures = [number(model.lora_rank), number(model.alpha), f"{model.scale:.4g}"]
         own = ", ".join(apart[condition["name"]]) or "—"
         rows.append([condition["name"], adapter_words(condition), *figures, own])
     return ["condition", "adapters", "rank", "alpha", "effective scale", "what sets it apart"], rows

@@ -1,15 +1,18 @@
-"""Sweeps: conditions that differ only in how strong one auxiliary term is, and what it does to their outcomes."""
+"""Sweeps: conditions that differ in one strength alone, of a term or of their adapters, and their outcomes."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
 
 from finetrial.identity import canonical_json
+from finetrial.model.config import ModelConfig
 from finetrial.report.curves import CURVE_WIDTH, in_rows
 from finetrial.report.facts import Report
+from finetrial.report.recipes import adapter_words, model_of
 from finetrial.report.theme import (
     INK,
     MUTED,
@@ -31,7 +34,7 @@ PANELS = 9
 
 @dataclass(frozen=True)
 class Knob:
-    """A setting that says how strong a term is."""
+    """A setting that says how strong something is."""
 
     table: str
     key: str
@@ -41,7 +44,7 @@ class Knob:
     """Outcomes that it is meant to move, shown besides those of the contrasts."""
 
 
-KNOBS = (
+TERMS = (
     Knob("set_diversity", "weight", "Weight λ of set diversity", "λ", ("distinct_2", "self_bleu_4", "correct")),
     Knob(
         "set_diversity",
@@ -52,6 +55,38 @@ KNOBS = (
     ),
     Knob("anchor", "coef", "Coefficient of the anchor", "coefficient of the anchor", ("kl_to_base",)),
 )
+
+
+@dataclass(frozen=True)
+class AdapterKnob(Knob):
+    """A setting of the adapters: what it is swept at, and what moves along with it."""
+
+    strength: Callable[[ModelConfig], float]
+    held: Callable[[ModelConfig], float]
+    """What all points of a sweep share; the title ends with it."""
+    beside: Callable[[ModelConfig], float]
+    """Written in brackets beside each strength."""
+
+
+def _rank(model: ModelConfig) -> float:
+    return float(model.lora_rank)
+
+
+def _alpha(model: ModelConfig) -> float:
+    return model.alpha
+
+
+def _scale(model: ModelConfig) -> float:
+    return float(f"{model.scale:.6g}")  # alpha / sqrt(rank) of equal scales differs in its last bits
+
+
+MOVED = ("kl_to_base",)
+ADAPTERS = (
+    AdapterKnob("model", "lora_alpha", "Alpha at rank", "alpha (effective scale)", MOVED, _alpha, _rank, _scale),
+    AdapterKnob("model", "lora_rank", "Rank at alpha", "rank (effective scale)", MOVED, _rank, _alpha, _scale),
+    AdapterKnob("model", "lora_rank", "Rank at effective scale", "rank (alpha)", MOVED, _rank, _scale, _alpha),
+)
+"""A larger rank at the same alpha is a smaller scale, so rank is swept either way, each with its own title."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +115,10 @@ class Sweep:
     """Conditions in the order of their strength."""
 
     knob: Knob
+    title: str
     strengths: tuple[float, ...]
+    labels: tuple[str, ...]
+    """Strengths as the axis shows them, in one line or two."""
     conditions: tuple[str, ...]
     trends: tuple[Trend, ...]
 
@@ -88,8 +126,30 @@ class Sweep:
 def sweeps(report: Report) -> list[Sweep]:
     """Every sweep with outcomes; a condition without the term counts as strength 0."""
     conditions = report.section("spec", "conditions") or []
-    found = [_sweep(report, knob, points) for knob in KNOBS for points in _points(conditions, knob)]
-    return [sweep for sweep in found if sweep.trends]
+    found = [_of_adapters(report, knob, conditions) for knob in ADAPTERS]
+    for knob in TERMS:
+        labelled = [{s: (f"{s:g}", name) for s, name in points.items()} for points in _points(conditions, knob)]
+        found.append([_sweep(report, knob, knob.title, points) for points in labelled])
+    return [sweep for mine in found for sweep in mine if sweep.trends]
+
+
+def _of_adapters(report: Report, knob: AdapterKnob, conditions: Sequence[Mapping[str, Any]]) -> list[Sweep]:
+    """Sweeps of a setting of the adapters; none where recipes were not recorded whole."""
+    groups: dict[tuple[str, float], dict[float, tuple[str, str]]] = {}
+    titles: dict[tuple[str, float], str] = {}
+    for condition in conditions:
+        if "init" not in model_of(condition):
+            continue
+        model = ModelConfig.model_validate(model_of(condition))
+        rest = {key: value for key, value in condition.items() if key not in ("name", "question")}
+        rest["model"] = model.model_dump(mode="json", exclude={"lora_rank", "lora_alpha"})
+        group, strength = (canonical_json(rest), knob.held(model)), knob.strength(model)
+        label = f"{strength:.4g}\n({knob.beside(model):.4g})"
+        groups.setdefault(group, {}).setdefault(strength, (label, condition["name"]))
+        kind = adapter_words(condition)
+        titles[group] = f"{knob.title} {knob.held(model):.4g}" + (f", {kind}" if kind != "LoRA" else "")
+    wide = {group: dict(sorted(points.items())) for group, points in groups.items() if len(points) >= FEWEST}
+    return [_sweep(report, knob, titles[group], points) for group, points in wide.items()]
 
 
 def _points(conditions: Sequence[Mapping[str, Any]], knob: Knob) -> list[dict[float, str]]:
@@ -123,8 +183,8 @@ def _strength(table: Mapping[str, Any], key: str) -> float | None:
     return table.get(key)
 
 
-def _sweep(report: Report, knob: Knob, points: Mapping[float, str]) -> Sweep:
-    names = tuple(points.values())
+def _sweep(report: Report, knob: Knob, title: str, points: Mapping[float, tuple[str, str]]) -> Sweep:
+    labels, names = zip(*points.values(), strict=True)
     metrics = dict.fromkeys([*report.charted, *(m for m in knob.metrics if m in report.metrics)])
     trends = []
     for metric, suite in itertools.product(metrics, report.suites):
@@ -133,7 +193,7 @@ def _sweep(report: Report, knob: Knob, points: Mapping[float, str]) -> Sweep:
         if all(values):
             means = tuple(sum(mine) / len(mine) for mine in values)
             trends.append(Trend(suite, metric, means, tuple(map(tuple, values)), report.base_mean(suite, metric)))
-    return Sweep(knob, tuple(points), names, tuple(trends))
+    return Sweep(knob, title, tuple(points), labels, names, tuple(trends))
 
 
 def facts(report: Report) -> list[dict[str, Any]]:
@@ -141,6 +201,7 @@ def facts(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "setting": f"{sweep.knob.table}.{sweep.knob.key}",
+            "title": sweep.title,
             "strengths": list(sweep.strengths),
             "conditions": list(sweep.conditions),
             "outcomes": [asdict(trend) | {"trend": trend.words} for trend in sweep.trends],
@@ -149,18 +210,23 @@ def facts(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def chart(sweep: Sweep, number_of: int) -> Chart:
-    """A panel per metric and suite.
+def charts(report: Report) -> list[Chart]:
+    """One per sweep, named by its setting."""
+    drawn: list[Chart] = []
+    before: Counter[str] = Counter()
+    for sweep in sweeps(report):
+        name = f"sweep-{slug(sweep.knob.table)}-{slug(sweep.knob.key)}"
+        before[name] += 1
+        drawn.append(_chart(sweep, name if before[name] == 1 else f"{name}-{before[name]}"))
+    return drawn
 
-    Args:
-        sweep: what to draw.
-        number_of: how many sweeps of this setting came before it, for the name.
-    """
-    labels = [f"{strength:g}" for strength in sweep.strengths]
+
+def _chart(sweep: Sweep, name: str) -> Chart:
+    """A panel per metric and suite."""
     shown, per_row = sweep.trends[:PANELS], min(3, len(sweep.trends))
     size = (CURVE_WIDTH // max(per_row, 2) - 70, 170)
     suites = {trend.suite for trend in shown}
-    panels = [_panel(trend, labels, sweep.knob.axis, size, len(suites) > 1) for trend in shown]
+    panels = [_panel(trend, sweep.labels, sweep.knob.axis, size, len(suites) > 1) for trend in shown]
     told = "; ".join(
         f"{trend.metric} on {trend.suite} {trend.words}: {', '.join(number(mean, 3) for mean in trend.means)}"
         for trend in shown
@@ -170,19 +236,19 @@ def chart(sweep: Sweep, number_of: int) -> Chart:
     seeds = sorted({len(values) for trend in shown for values in trend.seeds})
     return finish(
         in_rows(panels, per_row),
-        f"sweep-{slug(sweep.knob.table)}-{slug(sweep.knob.key)}" + (f"-{number_of + 1}" if number_of else ""),
-        f"{sweep.knob.title} against outcomes",
+        name,
+        f"{sweep.title} against outcomes",
         f"Conditions that differ in nothing else: {', '.join(sweep.conditions)}. Line: mean of the seeds; faint dots: "
         f"the seeds (n = {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'}); dotted: the frozen base. "
         "The words above a panel say which way the means go, which is a description and no test: verdicts are above. "
         f"Steps are evenly spaced whatever their size, and axes begin near the data.{more}",
-        f"Outcomes against {sweep.knob.axis} ({', '.join(labels)}). {told}.",
+        f"Outcomes against {sweep.knob.axis} ({', '.join(sweep.labels)}). {told}.".replace("\n", " "),
     )
 
 
 def _panel(trend: Trend, labels: Sequence[str], axis: str, size: tuple[int, int], several: bool) -> Any:
     words = metric_words(trend.metric)
-    x_axis = alt.Axis(title=axis, labelAngle=0, grid=False)
+    x_axis = alt.Axis(title=axis, labelAngle=0, grid=False, labelExpr="split(datum.label, '\\n')")
     x = alt.X("strength:N", sort=list(labels), scale=alt.Scale(domain=list(labels)), axis=x_axis)
     unit = words.axis
     y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(title=unit, tickCount=4))

@@ -15,8 +15,6 @@ from finetrial.report.curves import CURVE_WIDTH, in_rows, limits, step_axis, val
 from finetrial.report.facts import Report, RunFacts
 from finetrial.report.learning import last_step, stopped_told, values
 from finetrial.report.mechanism_charts import Part, multiples
-from finetrial.report.sweeps import chart as sweep_chart
-from finetrial.report.sweeps import sweeps
 from finetrial.report.terms import STRONG, TERMS, WEAK, GuardFacts, by_condition, condition_table, guards, pulls
 from finetrial.report.theme import (
     INK,
@@ -55,12 +53,7 @@ BEYOND = 2.0
 
 def charts(report: Report) -> list[Chart]:
     """All of them, in the order of the page."""
-    drawn: list[Chart | None] = [gradient_shares(report), anchor_curves(report), set_curves(report)]
-    before: Counter[str] = Counter()
-    for sweep in sweeps(report):
-        name = f"{sweep.knob.table}.{sweep.knob.key}"
-        drawn.append(sweep_chart(sweep, before[name]))
-        before[name] += 1
+    drawn = [gradient_shares(report), anchor_curves(report), set_curves(report)]
     drawn += [curricula(report), *guard_curves(report)]
     return [chart for chart in drawn if chart is not None]
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetrial.report import sweeps
 from finetrial.report.facts import Report, RunFacts
 from finetrial.report.learning import values
 from finetrial.report.theme import count
@@ -373,6 +372,5 @@ def facts(report: Report) -> dict[str, Any] | None:
         "sets": [asdict(drawn) for drawn in sets(report)],
         "mixtures": [asdict(part) for part in mixtures(report)],
         "guards": [asdict(guard) for guard in guards(report)],
-        "sweeps": sweeps.facts(report),
         "warnings": warnings(report),
     }

@@ -42,7 +42,7 @@ from finetrial.generate.decode import NotFinite
 from finetrial.generate.sample import Request, sample
 from finetrial.grade.config import GraderConfig
 from finetrial.grade.grade import Grader
-from finetrial.model.embed import embed
+from finetrial.model.embed import embed, sentence_encoder
 from finetrial.records import Grade, Task
 from finetrial.train.gradient_share import TermState, weight_for_share
 from finetrial.train.journal import GENERATIONS
@@ -50,8 +50,8 @@ from finetrial.train.lesson import Lesson, Report, Row
 from finetrial.train.rollouts import Engine, Group
 from finetrial.train.runs import Ledger, RunData, SetPrompts
 from finetrial.train.set_log import DrawnSet, SetLog
-from finetrial.train.set_scores import EMBEDDED, Members, score_set
-from finetrial.train.term_config import SetDiversityConfig, function_error
+from finetrial.train.set_scores import Members, score_set
+from finetrial.train.term_config import EMBEDDED, SetDiversityConfig, function_error
 
 TERM = "set_diversity"
 """Name of the term among those of a loss."""
@@ -75,8 +75,8 @@ class SetDiversity:
         self.graders = {
             (key, function): _grader(key, function) for c in configs for key, function in c.functions.items()
         }
-        extra = {c.embedding_model for c in configs if c.score in EMBEDDED and c.embedding == "sentence-transformers"}
-        self.encoders = {name: _sentence_encoder(name) for name in extra}
+        device = next(engine.model.parameters()).device
+        self.encoders = {c.encoder: sentence_encoder(c.encoder, device) for c in configs if c.encoder is not None}
 
     def __enter__(self) -> "SetDiversity":
         return self
@@ -164,14 +164,10 @@ class SetDiversity:
 
     def _embedding(self, config: SetDiversityConfig, texts: Sequence[str]) -> np.ndarray:
         """Vectors of the texts; NaN for one without tokens."""
-        if config.embedding == "base":
-            tokenizer = sets_of(next(iter(self.runs.values()))).tokenizer
-            return embed(self.engine.model, tokenizer, texts, stack=self.engine.stack)
-        filled = list(dict.fromkeys(text for text in texts if text.strip()))
-        encoder = self.encoders[config.embedding_model]
-        vectors = dict(zip(filled, encoder.encode(filled, show_progress_bar=False), strict=True)) if filled else {}
-        nothing_H = np.full(encoder.get_sentence_embedding_dimension(), np.nan, np.float32)
-        return np.stack([vectors.get(text, nothing_H) for text in texts])
+        if config.encoder is not None:
+            return self.encoders[config.encoder](texts)
+        tokenizer = sets_of(next(iter(self.runs.values()))).tokenizer
+        return embed(self.engine.model, tokenizer, texts, stack=self.engine.stack)
 
 
 def sets_of(run: RunData) -> SetPrompts:
@@ -320,14 +316,3 @@ def _grader(key: str, function: str) -> Grader:
         return Grader(GraderConfig(kind="function", function=function), GRADED_AS[key])
     except UserError as error:
         raise UserError(function_error(key, error)) from error
-
-
-def _sentence_encoder(name: str) -> Any:
-    try:
-        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "set_diversity.embedding = 'sentence-transformers': the package is not installed; "
-            "pip install 'finetrial[semantic]' brings it, or take embedding = 'base'"
-        ) from error
-    return SentenceTransformer(name)

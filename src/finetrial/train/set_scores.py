@@ -178,6 +178,3 @@ DIVERSITY: dict[str, Callable[[Members, int], float | None]] = {
     "clusters": _clusters,
 }
 """Kind -> rule of (members, n of n-grams): diversity in [0, 1]; None where it has no meaning for these texts."""
-
-EMBEDDED = ("semantic", "vendi", "log_det")
-"""Rules that read embeddings."""

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from finetrial.generate.config import SamplingConfig
 from finetrial.records import Config
 
+EMBEDDED = ("semantic", "vendi", "log_det")
+"""Scores of sets that read embeddings."""
+
 
 class AnchorConfig(Config):
     """`[anchor]`: a divergence from the frozen base, added to the loss of every learnt token."""
@@ -79,7 +82,8 @@ class SetDiversityConfig(Config):
         default="base", description="semantic, vendi, log_det: the base's own hidden states, or an extra package"
     )
     embedding_model: str = Field(
-        default="sentence-transformers/all-MiniLM-L6-v2", description="embedding = 'sentence-transformers': its name"
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="embedding = 'sentence-transformers': its folder or its name on the hub",
     )
     quality: str | None = Field(
         default=None,
@@ -106,6 +110,11 @@ class SetDiversityConfig(Config):
         """Key of this table -> the user's function that it names, of those that are set."""
         named = {"quality": self.quality, "clusters": self.clusters}
         return {key: function for key, function in named.items() if function is not None}
+
+    @property
+    def encoder(self) -> str | None:
+        """The sentence encoder that scores the sets; None where none does."""
+        return self.embedding_model if self.embedding != "base" and self.score in EMBEDDED else None
 
     @property
     def factor(self) -> float:
