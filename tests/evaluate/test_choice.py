@@ -4,8 +4,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_perplexity import filled
 
 from finetrial.errors import UserError
@@ -22,7 +20,6 @@ from finetrial.evaluate.choice import (
     picks_by_bytes,
     questions_of,
 )
-from finetrial.evaluate.trees import longest_path, tree
 from finetrial.model.adapters import fresh_adapter
 from finetrial.model.base import load_base
 from finetrial.model.config import ModelConfig
@@ -87,14 +84,60 @@ def test_what_greedy_decoding_writes_is_told():
         assert choice_scores(model, [], [likeliest])[0].greedy_GO[0, 0]
 
 
-def test_windows_bound_what_is_shared():
-    """Layers of a window of 8: a longer path is read as a row of its own, and counts the same."""
-    assert longest_path(tiny_model("gemma3")) == 8
-    assert longest_path(tiny_model("mistral")) == 8
-    assert longest_path(tiny_model("llama")) == float("inf")
+def test_a_path_beyond_a_window_is_a_row_of_its_own_and_counts_the_same():
     model = tiny_model("gemma3")
     items = [ChoiceItem("long", np.arange(1, 30), (np.array([3, 4]), np.array([5, 6, 7])), (1, 1), 0)]
     np.testing.assert_allclose(choice_logp(model, [], items)[0][0], one_at_a_time(model, items)[0][0], rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("letters", [True, False])
+def test_questions_with_the_same_examples_read_them_once(monkeypatch, kind, letters):
+    """Thirty tokens of examples before each of five questions; layers of a window of 8 cannot share them."""
+    random = stream(6, "items")
+    shown_T = random.integers(1, VOCABULARY, 30)
+    items = []
+    for place in range(5):
+        options = [np.array([1 + o] if letters else [1 + o, 7]) for o in range(3)]
+        prompt_T = np.concatenate([shown_T, random.integers(1, VOCABULARY, 4)])
+        items.append(ChoiceItem(f"item-{place}", prompt_T, tuple(options), (1, 1, 1), 0))
+    model, tokens = tiny_model(kind), tokens_read(monkeypatch)
+    have, (want, _) = choice_logp(model, [], items), one_at_a_time(model, items)
+    for mine, theirs in zip(have, want, strict=True):
+        np.testing.assert_allclose(mine[0], theirs, rtol=2e-5)
+    own = 4 if letters else 4 + 3
+    assert sum(tokens) == (30 + 5 * own if kind == "qwen3" else 5 * 34 if letters else 15 * 35)
+
+
+def tokens_read(monkeypatch) -> list[int]:
+    """Places of each batch that is read from now on."""
+    read, tokens = module.read, []
+
+    def counted(model, batch, *rest):
+        tokens.append(batch.ids_ST.numel())
+        return read(model, batch, *rest)
+
+    monkeypatch.setattr(module, "read", counted)
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "room", "rows"),
+    [
+        (90, 10, 300, [90 + 4 * 10]),
+        (20, 60, 300, [80] * 4),  # attention would cost more than 20 tokens
+        (2, 20, 300, [22] * 4),  # too little in common
+        (90, 10, 110, [130]),  # a row may be twice as long as its texts
+        (10, 10, 30, [30, 30]),
+    ],
+)
+def test_rows_are_shared_where_that_pays(monkeypatch, shared, own, room, rows):
+    texts = [np.concatenate([np.arange(shared), np.full(own, place)]) % VOCABULARY for place in range(4)]
+    items = [ChoiceItem(str(k), text_T, (np.array([1]),), (1,), 0) for k, text_T in enumerate(texts, start=1)]
+    model, tokens = tiny_model(), tokens_read(monkeypatch)
+    have, (want, _) = choice_logp(model, [], items, batch_tokens=room), one_at_a_time(model, items)
+    assert sum(tokens) == sum(rows)
+    np.testing.assert_allclose([one[0, 0] for one in have], [one[0] for one in want], rtol=2e-5)
 
 
 @PEFT_WARNS
@@ -125,26 +168,6 @@ def test_weights_do_not_depend_on_how_many_adapters_there_are():
     for n, adapter in enumerate(adapters):
         for alone, all_of_them in zip(choice_logp(model, [adapter], items, batch_tokens=40), together, strict=True):
             assert np.array_equal(alone[1], all_of_them[1 + n])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    prompt=st.lists(st.integers(0, 9), min_size=1, max_size=5),
-    options=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=5),
-)
-def test_every_path_of_a_tree_is_a_row(prompt, options):
-    one = tree(np.array(prompt), [np.array(option) for option in options])
-    assert len(one.ids_T) <= len(prompt) + sum(len(option) - 1 for option in options)
-    assert (np.diff(one.row_M) >= 0).all()
-    seen_TT = np.tri(one.tokens, dtype=bool)
-    seen_TT[one.prompt :] = one.seen_BT
-    for o, option in enumerate(options):
-        places = one.node_U[one.row_M[one.option_M == o]]
-        order = np.argsort(one.depth_T[places])
-        assert one.target_M[one.option_M == o][order].tolist() == option
-        path = np.flatnonzero(seen_TT[places[order][-1]])
-        assert one.ids_T[path].tolist() == [*prompt, *option[:-1]]
-        assert one.depth_T[path].tolist() == list(range(len(path)))
 
 
 def test_picks_and_chance():

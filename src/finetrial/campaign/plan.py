@@ -25,7 +25,7 @@ from finetrial.store import Store, read_json
 from finetrial.train.term_config import function_error
 
 STAGE_VERSIONS = {"render": 2, "train": 1, "evaluate": 2, "rl": 2, "completions": 1, "grades": 1, "texts": 1,
-                  "choice": 1, "conversation": 1, "lm_eval": 1, "set_diversity": 2}  # fmt: skip
+                  "choice": 2, "conversation": 1, "lm_eval": 1, "set_diversity": 2}  # fmt: skip
 """Bumped by hand whenever a stage's numbers change for the same inputs (CHANGELOG.md says what moved and why)."""
 
 Decision = Literal["REUSE", "RETRAIN", "NEW", "STALE", "STOPPED"]

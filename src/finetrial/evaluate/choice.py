@@ -2,8 +2,8 @@
 
 An option weighs log p(option | prompt), summed over its tokens, as in Brown et al. 2020 (arXiv:2005.14165, section
 2.4) and lm-evaluation-harness, whose splitting of prompt and option into tokens is followed to the letter: numbers
-are the same. A prompt is read once for all its options (`trees`), and batches depend on neither the adapters nor
-their number, so that rounding is common to all of them.
+are the same. What prompts and options begin with in common is read once (`trees`), and batches depend on neither the
+adapters nor their number, so that rounding is common to all of them.
 
 Shapes: G scored models (row 0 is the base, 1 + n is adapter n), O options of an item, N options of all items, S rows
 and T tokens of a padded row, P places of a batch (S · T), U places whose next token is scored, M scored tokens,
@@ -24,12 +24,19 @@ from transformers import PreTrainedTokenizerBase
 from finetrial.errors import UserError
 from finetrial.evaluate.perplexity import ADAPTERS_PER_PASS, CPU_BATCH_TOKENS
 from finetrial.evaluate.progress import Progress
-from finetrial.evaluate.trees import Forest, Tree, forest, longest_path, read, tree
+from finetrial.evaluate.trees import Forest, Tree, common, forest, last_feed_forward, longest_path, read, tree
 from finetrial.model.adapters import Adapter, AdapterStack
 from finetrial.model.distribution import CHUNK_NUMBERS, Head
 from finetrial.model.loss import head_of
 from finetrial.model.render import prompt_text
 from finetrial.records import Message, Task
+
+ROW_TOKENS = 128
+"""Tokens up to which a CPU pays for a row's attention what it pays for short rows with as many tokens together; and
+pairs of tokens that cost as much attention as one token costs elsewhere, roughly."""
+
+SHARED = 0.15
+"""Part of its tokens that a text must have in common with the one before it to share its row."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ def choice_scores(
             item is a batch of its own.
         progress: shown in units of one option under one model.
         merge: fold each adapter into a copy of the weights; the default does so for a float32 base on a CPU.
-        share: read a prompt once for all its options, where the base can (`trees.longest_path`).
+        share: read once what prompts and options begin with in common, where the base can (`trees.longest_path`).
 
     Raises:
         UserError: there are no items, an item has an empty prompt or option, or does not fit the base's context.
@@ -228,10 +235,9 @@ def choice_scores(
     model.eval()
     head = head_of(model)
     longest = longest_path(model) if share else 0
+    last = last_feed_forward(model)
     starts = [0, *itertools.accumulate(len(item.options) for item in items)]
-    trees = [
-        row for item, start in zip(items, starts, strict=False) for row in _rows(item, start, longest, batch_tokens)
-    ]
+    trees = _rows(items, starts, longest, batch_tokens)
     batches = [
         ([option for t in chosen for option in trees[t][1]], forest([trees[t][0] for t in chosen], device))
         for chosen in _batches([row for row, _ in trees], batch_tokens)
@@ -245,8 +251,8 @@ def choice_scores(
             group = list(range(models))[first : first + size]
             with stack.merged(first - 1) if merge and first else contextlib.nullcontext():
                 for chosen, batch in batches:
-                    with stack.rows([g - 1 if g else None for g in group for _ in batch.trees]):
-                        hidden_STH = read(model, batch, len(group))
+                    with stack.rows([g - 1 if g else None for g in group for _ in range(batch.trees)]):
+                        hidden_STH = read(model, batch, len(group), last)
                     for g, hidden_PH in zip(group, hidden_STH.flatten(0, 1).chunk(len(group)), strict=True):
                         logp_GN[g, chosen], greedy_GN[g, chosen] = _weights(head, hidden_PH, batch)
                     done += len(group) * len(chosen)
@@ -300,21 +306,43 @@ def _fits(item: ChoiceItem, context: int | None) -> None:
         raise UserError(f"item '{item.id}': its {read_tokens} tokens do not fit the base's context of {context}")
 
 
-def _rows(item: ChoiceItem, start: int, longest: float, room: int) -> list[tuple[Tree, list[int]]]:
-    """The rows that read an item, and which options, counted over all items from `start`, each of them weighs.
+def _rows(
+    items: Sequence[ChoiceItem], starts: Sequence[int], longest: float, room: int
+) -> list[tuple[Tree, list[int]]]:
+    """The rows that read the items, and which options, counted over all items, each of them weighs.
 
-    A row takes as many options as `room` tokens hold, or as many tokens as its prompt has, and at least one option.
+    Items that begin alike are neighbours in the order of their tokens, and so are an item's options. Each shares the
+    row of the one before it if they have enough in common, and if that saves more than it costs: attention is paid
+    for all pairs of a row. `room` bounds a row that holds more than a pair of long texts.
     """
-    shared = len(item.prompt_T) + max(map(len, item.options)) - 1 <= longest
-    parts: list[list[int]] = []
-    left = 0
-    for o, option in enumerate(item.options):
-        if not parts or not shared or len(option) > left:
-            parts.append([])
-            left = max(room - len(item.prompt_T), len(item.prompt_T))
-        parts[-1].append(o)
-        left -= len(option)
-    return [(tree(item.prompt_T, [item.options[o] for o in part]), [start + o for o in part]) for part in parts]
+    rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    places: list[list[int]] = []
+    before_T, tokens, widest, chain = np.empty(0, np.int64), 0, 0, True
+    for k in sorted(range(len(items)), key=lambda k: _order(items[k].prompt_T)):
+        prompt_T, options = items[k].prompt_T, items[k].options
+        for o in sorted(range(len(options)), key=lambda o: _order(options[o])):
+            read_T = np.concatenate([prompt_T, options[o][:-1]])
+            shared = common(before_T, read_T)
+            grown, widest = tokens + len(read_T) - shared, max(widest, len(read_T))
+            longer = chain and grown == len(read_T)
+            gained = len(read_T) ** 2 + ROW_TOKENS * shared
+            pays = grown <= ROW_TOKENS or grown**2 - tokens**2 <= gained
+            forks = widest <= longest and shared >= SHARED * len(read_T) and grown <= max(room, 2 * len(read_T))
+            if rows and (longer or (forks and pays)):
+                rows[-1].append((prompt_T, options[o]))
+                places[-1].append(starts[k] + o)
+                tokens, chain = grown, longer
+            else:
+                rows.append([(prompt_T, options[o])])
+                places.append([starts[k] + o])
+                tokens, widest, chain = len(read_T), len(read_T), True
+            before_T = read_T
+    return list(zip(map(tree, rows), places, strict=True))
+
+
+def _order(ids_T: np.ndarray) -> bytes:
+    """Sorts like the ids, one after another."""
+    return ids_T.astype(">i8").tobytes()
 
 
 def _batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
