@@ -156,6 +156,10 @@ def test_selections_that_are_nearly_the_same_are_named(report: Report) -> None:
     assert chart is not None
     assert "Nearly the same: a and b." in chart.caption
     assert texts(chart.svg).count("93") == 2
+    data["overlap"]["nearly_same"] = [["a", "b"], ["a", "c"], ["b", "c"]]
+    chart = diagnostics.overlap(replace(report, manifest={**report.manifest, "data": data}))
+    assert chart is not None
+    assert "Nearly the same: all of them. " in chart.caption
 
 
 def test_timing_shares_add_up(report: Report) -> None:

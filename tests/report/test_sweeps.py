@@ -88,8 +88,10 @@ def test_alpha_and_rank_are_swept_with_the_effective_scale_beside_them(tmp_path:
         "rank (alpha)",
     ]
     html = write(report, folder / "report").html.read_text()
+    recipes = html[html.index('<section id="recipes"') : html.index('<section id="forest"')]
+    assert html.count('href="#recipes"') == 1
     for name in ("sweep-model-lora-alpha", "sweep-model-lora-rank", "sweep-model-lora-rank-2"):
-        assert html.count(f'<figure class="chart" id="{name}">') == 1, name
+        assert html.count(f'<figure class="chart" id="{name}">') == recipes.count(f'id="{name}"') == 1, name
         svg = (folder / "report" / "charts" / f"{name}.svg").read_text()
         assert float(re.search(r'width="([\d.]+)"', svg)[1]) <= 940, name  # pyright: ignore[reportOptionalSubscript]
     svg = (folder / "report" / "charts" / "sweep-model-lora-alpha.svg").read_text()

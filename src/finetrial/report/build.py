@@ -114,7 +114,7 @@ def write(report: Report, target: Path) -> ReportPaths:
 
 
 def draw(report: Report) -> list[Chart]:
-    """Every chart for which there are data, in the order of the page."""
+    """Every chart for which there are data; the page has a place for each."""
     drawn: list[Chart | None] = [*charts.forest(report), *statistics_charts.noise(report)]
     for metric in report.charted:
         drawn += [charts.heatmap(report, metric), scaling.scaling(report, metric), charts.strip(report, metric)]

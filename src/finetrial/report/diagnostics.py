@@ -36,7 +36,9 @@ def overlap(report: Report) -> Chart | None:
     if section is None or len(section["names"]) < 2:
         return None
     pairs = [f"{first} and {second}" for first, second in section.get("nearly_same", [])]
-    near = f"Nearly the same: {', '.join(pairs)}. " if pairs else ""
+    every = len(section["names"]) * (len(section["names"]) - 1) // 2
+    named = "all of them" if len(pairs) == every > 1 else ", ".join(pairs)
+    near = f"Nearly the same: {named}. " if pairs else ""
     scale = alt.Scale(scheme="blues", domain=[0, 1])
     chart = _matrix(section["names"], section["matrix"], scale, lambda value: f"{100 * value:.0f}", lambda v: v > 0.7)
     return finish(
