@@ -14,6 +14,7 @@ from finetrial.campaign.measures.examinee import Examinee, fill, stored
 from finetrial.campaign.plan import STAGE_VERSIONS, Suite
 from finetrial.errors import UserError
 from finetrial.generate.decode import NotFinite
+from finetrial.generate.decode import NotFinite
 from finetrial.identity import stage_key
 from finetrial.records import Outcome
 
