@@ -8,12 +8,11 @@ import pyarrow as pa
 from scipy.special import log_softmax
 
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.measures.examinee import Examinee, fill, stored
-from finetrial.campaign.plan import STAGE_VERSIONS, Suite
+from finetrial.campaign.measures.examinee import Examinee, fill, stored, suite_key
+from finetrial.campaign.plan import Suite
 from finetrial.campaign.practice import Exam
 from finetrial.evaluate.choice import Choice, ChoiceItem, choice_items, choice_logp, questions_of
 from finetrial.evaluate.progress import Progress
-from finetrial.identity import stage_key
 from finetrial.model.render import prompt_text
 from finetrial.records import Outcome
 
@@ -27,7 +26,7 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
         suite,
         STAGE,
         examinees,
-        lambda one: _key(launch, suite, one),
+        lambda one: suite_key(launch, STAGE, suite, one),
         lambda sweep: _weighed(launch, suite, sweep),
     )
 
@@ -40,7 +39,7 @@ def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
     `gold_logp_letter` are those of the options' letters.
     """
     found = []
-    for row in stored(launch, STAGE, _key(launch, suite, one)).to_pylist():
+    for row in stored(launch, STAGE, suite_key(launch, STAGE, suite, one)).to_pylist():
         gold = row["gold"]
         text_O, letter_O = np.array(row["text_logp"]), np.array(row["letter_logp"])
         values = {
@@ -60,16 +59,6 @@ def _right(weight_O: np.ndarray, gold: int) -> float | None:
 
 def _share(weight_O: np.ndarray, gold: int) -> float | None:
     return float(log_softmax(weight_O)[gold]) if np.isfinite(weight_O).all() else None
-
-
-def _key(launch: Launch, suite: Suite, one: Examinee) -> str:
-    inputs = {
-        "adapter": one.adapter,
-        "base": launch.prepared.inputs.base_key,
-        "suite": suite.hash,
-        "numerics": launch.prepared.inputs.numerics,
-    }
-    return stage_key(STAGE, STAGE_VERSIONS[STAGE], {}, inputs)
 
 
 def _weighed(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:

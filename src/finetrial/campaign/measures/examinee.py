@@ -1,15 +1,16 @@
 """The models that suites are measured on, and the sweeps in which they are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.plan import Suite
+from finetrial.campaign.plan import STAGE_VERSIONS, Suite
+from finetrial.identity import stage_key
 from finetrial.model.adapters import Adapter
 from finetrial.model.peft_format import load_peft
 from finetrial.records import Outcome
@@ -69,6 +70,17 @@ def sweeps(models: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Models by the sweep."""
     for start in range(0, len(models), ADAPTERS_PER_SWEEP):
         yield models[start : start + ADAPTERS_PER_SWEEP]
+
+
+def suite_key(launch: Launch, stage: str, suite: Suite, one: Examinee, science: Mapping[str, Any] | None = None) -> str:
+    """Identity of what a stage measures of a model on a whole suite; `science` is what it depends on besides."""
+    inputs = {
+        "adapter": one.adapter,
+        "base": launch.prepared.inputs.base_key,
+        "suite": suite.hash,
+        "numerics": launch.prepared.inputs.numerics,
+    }
+    return stage_key(stage, STAGE_VERSIONS[stage], science or {}, inputs)
 
 
 def fill(

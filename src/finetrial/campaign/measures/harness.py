@@ -10,12 +10,10 @@ import pyarrow as pa
 
 from finetrial.campaign.harness import BITS, Harness, named
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.measures.examinee import Examinee, fill, stored
-from finetrial.campaign.plan import STAGE_VERSIONS, Suite
+from finetrial.campaign.measures.examinee import Examinee, fill, stored, suite_key
+from finetrial.campaign.plan import Suite
 from finetrial.errors import UserError
 from finetrial.generate.decode import NotFinite
-from finetrial.generate.decode import NotFinite
-from finetrial.identity import stage_key
 from finetrial.records import Outcome
 
 STAGE = "lm_eval"
@@ -37,13 +35,13 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
         suite,
         STAGE,
         examinees,
-        lambda one: _key(launch, suite, one),
+        lambda one: suite_key(launch, STAGE, suite, one),
         lambda sweep: _evaluated(launch, suite, sweep),
     )
     measured = {
         metric
         for one in examinees
-        for metric in stored(launch, STAGE, _key(launch, suite, one))["metric"].unique().to_pylist()
+        for metric in stored(launch, STAGE, suite_key(launch, STAGE, suite, one))["metric"].unique().to_pylist()
     }
     task = launch.prepared.harness[suite.of].config.task
     for contrast in launch.spec.contrasts:
@@ -56,18 +54,8 @@ def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
     """The task's own metrics of each item, under the task's own names."""
     return [
         one.outcome(suite, row["item"], row["item"], row["metric"], row["value"], weight=row["weight"])
-        for row in stored(launch, STAGE, _key(launch, suite, one)).to_pylist()
+        for row in stored(launch, STAGE, suite_key(launch, STAGE, suite, one)).to_pylist()
     ]
-
-
-def _key(launch: Launch, suite: Suite, one: Examinee) -> str:
-    inputs = {
-        "adapter": one.adapter,
-        "base": launch.prepared.inputs.base_key,
-        "suite": suite.hash,
-        "numerics": launch.prepared.inputs.numerics,
-    }
-    return stage_key(STAGE, STAGE_VERSIONS[STAGE], {}, inputs)
 
 
 def _evaluated(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:

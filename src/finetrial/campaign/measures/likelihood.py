@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from finetrial.campaign.launch import Launch
-from finetrial.campaign.measures.examinee import Examinee, fill, stored
-from finetrial.campaign.plan import STAGE_VERSIONS, Suite
+from finetrial.campaign.measures.examinee import Examinee, fill, stored, suite_key
+from finetrial.campaign.plan import Suite
 from finetrial.errors import UserError
 from finetrial.evaluate.perplexity import perplexity
 from finetrial.evaluate.progress import Progress
-from finetrial.identity import stage_key
 from finetrial.model.render import render_batch
 from finetrial.records import Example, Outcome
 
@@ -27,7 +26,7 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
         suite,
         STAGE,
         examinees,
-        lambda one: _key(launch, suite, one),
+        lambda one: suite_key(launch, STAGE, suite, one, {"metric": suite.kind}),
         lambda sweep: _likelihoods(launch, suite, sweep),
     )
 
@@ -42,7 +41,7 @@ def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
     arXiv:2509.04259); 0 for the base.
     """
     found = []
-    for row in stored(launch, STAGE, _key(launch, suite, one)).to_pylist():
+    for row in stored(launch, STAGE, suite_key(launch, STAGE, suite, one, {"metric": suite.kind})).to_pylist():
         tokens, size = row["tokens"], row["bytes"]
         known = row["nll"] is not None
         per_token = row["nll"] / tokens if known else None
@@ -58,16 +57,6 @@ def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
             )
         ]
     return found
-
-
-def _key(launch: Launch, suite: Suite, one: Examinee) -> str:
-    inputs = {
-        "adapter": one.adapter,
-        "base": launch.prepared.inputs.base_key,
-        "suite": suite.hash,
-        "numerics": launch.prepared.inputs.numerics,
-    }
-    return stage_key(STAGE, STAGE_VERSIONS[STAGE], {"metric": suite.kind}, inputs)
 
 
 def _likelihoods(launch: Launch, suite: Suite, sweep: Sequence[Examinee]) -> list[pa.Table]:
