@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from math import nan
@@ -13,7 +14,6 @@ import pytest
 from test_suite_kinds import contrast, facts, launch, refuse, rows, written
 from transformers import AutoConfig, AutoTokenizer
 
-import finetrial.evaluate
 from finetrial.campaign.execute import RunOptions, make_plan
 from finetrial.campaign.harness import Harness, load
 from finetrial.campaign.measures import examinee
@@ -108,25 +108,17 @@ def suite(name: str, task: str, **more: object) -> str:
     return f'name = "{name}"\nkind = "lm_eval"\ntask = "{task}"\n{extra}'
 
 
-def theirs() -> dict[str, object]:
-    """The harness's modules and those that need it."""
-    ours = ("finetrial.evaluate.lm_eval_tasks", "finetrial.evaluate.lm_eval_model")
-    return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "lm_eval" or name in ours}
-
-
-def test_without_the_harness_the_extra_is_named(
-    tmp_path: Path, tiny_base: Path, yaml: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = theirs()
-    for name in ("lm_eval_tasks", "lm_eval_model"):
-        monkeypatch.delitem(sys.modules, f"finetrial.evaluate.{name}", raising=False)
-        monkeypatch.delattr(finetrial.evaluate, name, raising=False)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+def test_without_the_harness_the_extra_is_named(tmp_path: Path, tiny_base: Path, yaml: Path) -> None:
     path = written(tmp_path, tiny_base, suite("exam", str(yaml / "letters.yaml")))
-    with pytest.raises(UserError, match=r"pip install 'finetrial\[lm-eval\]'"):
-        make_plan(load_spec(path), RunOptions(logs=tmp_path / "logs"), refuse_nothing)
-    monkeypatch.undo()
-    assert theirs() == before
+    program = "import sys; sys.modules['lm_eval'] = None; from finetrial.cli import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", program, "plan", str(path), "--logs", str(tmp_path / "logs")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "pip install 'finetrial[lm-eval]'" in " ".join(told.stderr.split())
 
 
 def test_tasks_of_the_harness_are_suites(
