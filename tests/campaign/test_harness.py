@@ -10,12 +10,13 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_suite_kinds import contrast, facts, launch, refuse, rows, written
 from transformers import AutoConfig, AutoTokenizer
 
 from finetrial.campaign.execute import RunOptions, make_plan
-from finetrial.campaign.harness import Harness, load
+from finetrial.campaign.harness import Harness, _text, load
 from finetrial.campaign.measures import examinee
 from finetrial.campaign.practice import questions
 from finetrial.campaign.preflight import preflight
@@ -325,6 +326,122 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_trained(
     changed(yaml / "numbers.yaml", old, new)
     with pytest.raises(UserError, match=f"suite exam: .*{message}"):
         asked(task=str(yaml / "numbers.yaml"), num_fewshot=9)
+
+
+HELPERS = """
+def part(doc):
+    return dict.fromkeys(doc["parts"], "ab")["first"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("numbers", "{{q}}", "{{part.strip()}}", "UndefinedError: .* has no attribute 'strip'; expected what it asks"),
+        ("numbers", '"{{q}}"', "!function helpers.part", "KeyError: 'first'; expected what it asks; .* doc_to_text"),
+        ("numbers", "_target: answer", "_target: !function helpers.part", "KeyError: 'first'; expected a right answer"),
+        ("letters", '"{{options}}"', "!function helpers.part", "KeyError: 'first'; expected a list of choices"),
+        ("letters", '"{{options}}"', "few", "no choices; expected at least one"),
+    ],
+)
+def test_a_document_on_which_a_task_fails_is_named(
+    asked: Callable[..., Harness], yaml: Path, name: str, old: str, new: str, message: str
+) -> None:
+    (yaml / "helpers.py").write_text(HELPERS)
+    docs = [{**row, "part": "a", "parts": ["first"], "few": ["0", "1"]} for row in ROWS]
+    docs[2] |= {"part": None, "parts": [], "few": []}
+    (yaml / "rows.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    changed(yaml / f"{name}.yaml", old, new)
+    assert len(asked(task=str(yaml / f"{name}.yaml"), limit=2).items) == 2
+    with pytest.raises(UserError, match=rf"^suite exam: task {name}, document 2 \(the first is 0\): {message}"):
+        asked(task=str(yaml / f"{name}.yaml"))
+
+
+CLASS = """
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+
+
+class Words(Task):
+    VERSION = 0
+    OUTPUT_TYPE = "loglikelihood"
+
+    def __init__(self, config=None):
+        super().__init__(config={"task": "words", "num_fewshot": 0})
+
+    def download(self, *_, **__):
+        pass
+
+    def has_training_docs(self):
+        return False
+
+    has_validation_docs = has_training_docs
+
+    def has_test_docs(self):
+        return True
+
+    def test_docs(self):
+        return DOCS
+
+    def doc_to_text(self, doc):
+        return f"Spell {doc[0]}:"
+
+    def doc_to_target(self, doc):
+        return doc[-1]
+
+    def construct_requests(self, doc, ctx, **more):
+        return [Instance("loglikelihood", doc, (ctx, doc[-1]), 0, metadata=more["metadata"])]
+
+    def process_results(self, doc, results):
+        return {"acc": float(results[0][1])}
+
+    def aggregation(self):
+        return {"acc": mean}
+
+    def higher_is_better(self):
+        return {"acc": True}
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+"""
+
+
+def test_documents_without_names_are_examined_and_those_that_cannot_be_made_are_refused(
+    asked: Callable[..., Harness], yaml: Path
+) -> None:
+    (yaml / "words.yaml").write_text("task: words\nclass: !function words.Words\n")
+    (yaml / "words.py").write_text(CLASS + "DOCS = [('one', '1'), ('two', '2')]\n")
+    found = asked(task=str(yaml / "words.yaml"))
+    assert [
+        (item.id, item.messages[0]["content"], item.reference) for item in found.items if isinstance(item, Task)
+    ] == [
+        ("words/0", "Spell one:", "1"),
+        ("words/1", "Spell two:", "2"),
+    ]
+    assert [item.meta for item in found.items] == [{"task": "words"}] * 2
+    (yaml / "words.py").write_text(CLASS + "DOCS = [('one', '1'), ()]\n")
+    with pytest.raises(UserError, match=r"task words, document 1 \(the first is 0\): IndexError: tuple index out"):
+        asked(task=str(yaml / "words.yaml"))
+    (yaml / "words.py").write_text(CLASS + "DOCS = None\n")
+    with pytest.raises(UserError, match=r"suite exam: task words gives no documents: "):
+        asked(task=str(yaml / "words.yaml"))
+
+
+def test_the_key_tells_any_two_documents_apart_and_is_the_same_in_every_process() -> None:
+    long = np.arange(5000)
+    other = np.where(long == 2500, 0, long)
+    assert str(long) == str(other)
+    differing = [long, other, long.reshape(50, 100), {1: "a"}, {"1": "a"}, {1: "a", "1": "b"}, {1: "b", "1": "a"}]
+    differing += [{"told": [long]}, {"told": [other]}, "look at 0xab", "look at 0xcd", {"a", "b"}, {"a", "c"}]
+    assert len({_text(one) for one in differing}) == len(differing)
+    assert _text({2: "b", "c": 1, None: 0}) == _text({None: 0, "c": 1, 2: "b"})
+    assert _text({"b": (1, None), "a": True}) == '{"a": true, "b": [1, null]}'
+    assert _text(np.array([1.5, 2.0])) == _text([1.5, 2.0])
+    assert _text({f"word {n}" for n in range(9)}) == _text(dict.fromkeys(f"word {n}" for n in range(8, -1, -1)).keys())
+    assert _text([object()]) == _text([object()])  # no addresses
 
 
 def test_a_guard_cannot_watch_a_task_of_the_harness(tmp_path: Path, tiny_base: Path) -> None:

@@ -3,12 +3,13 @@
 The harness is an extra, so it is imported where a campaign has such a suite and nowhere else.
 """
 
+import contextlib
 import inspect
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -68,6 +69,34 @@ class Harness:
     """Whether the harness takes a higher value for better."""
 
 
+@dataclass(frozen=True)
+class Document:
+    """A document, and what its task's own code makes of it."""
+
+    number: int
+    doc: Any
+    text: Any
+    target: Any
+    choices: Sequence[Any] | None
+    """None where the task is not multiple choice."""
+
+    @property
+    def question(self) -> str:
+        """What it asks; where it asks nothing (likelihood of a text) that text, else its longest."""
+        for found in (self.text, self.target if self.choices is None else None):
+            if isinstance(found, str) and found.strip():
+                return found
+        return max(_texts(self.doc), key=len, default=_text(self.doc))
+
+    @property
+    def right(self) -> str:
+        """The right answer as a text, empty where it is none: of several the first."""
+        target = self.target[0] if isinstance(self.target, list) and self.target else self.target
+        if isinstance(target, int) and self.choices is not None:
+            target = self.choices[target] if 0 <= target < len(self.choices) else ""
+        return target.strip() if isinstance(target, str) else str(target) if isinstance(target, int | float) else ""
+
+
 def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) -> Harness:
     """The tasks of a suite; their data is downloaded where it is not there.
 
@@ -77,8 +106,9 @@ def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) ->
         config: of the base's model (a transformers `PretrainedConfig`).
 
     Raises:
-        UserError: the harness is not installed, knows no such task, or cannot load it; a task cannot be answered here;
-            no metric of the task has values of items; or `num_fewshot` or `category` come to nothing.
+        UserError: the harness is not installed, knows no such task, or cannot load it; a task cannot be answered here,
+            or its code fails on a document; no metric of the task has values of items; or `num_fewshot` or `category`
+            come to nothing.
     """
     place = f"suite {suite.name}"
     if suite.include_path and not Path(suite.include_path).is_dir():
@@ -103,22 +133,18 @@ def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) ->
                 f"{place}: num_fewshot is {suite.num_fewshot}, but task {name} says {shots} in its own configuration, "
                 "which the harness keeps; leave num_fewshot out, or copy the task without it"
             )
-    docs = {name: list(task.doc_iterator(limit=suite.limit)) for name, task in tasks.items()}
+    docs = {name: _documents(f"{place}: task {name}", task, suite.limit) for name, task in tasks.items()}
     metrics, left_out, higher = _metrics(tasks)
     if not metrics:
         raise UserError(f"{place}: {', '.join(left_out)} of {suite.task} are numbers of a set; no item has one")
-    items = tuple(
-        _item(name, number, task, doc, several=len(tasks) > 1)
-        for name, task in tasks.items()
-        for number, doc in docs[name]
-    )
+    items = tuple(_item(name, document, several=len(tasks) > 1) for name, mine in docs.items() for document in mine)
     check_category(place, suite.category, items)
     written = {
         name: {
             "config": {key: value for key, value in _config(task).items() if key not in WHERE},
             "code": None if type(task).__module__.startswith("lm_eval.api") else _source(type(task)),
-            "docs": [[number, digest(_text(doc))] for number, doc in docs[name]],
-            "examples": _examples(task),
+            "docs": [[document.number, digest(_text(document.doc))] for document in docs[name]],
+            "examples": _examples(f"{place}: task {name}", task),
         }
         for name, task in tasks.items()
     }
@@ -128,10 +154,10 @@ def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) ->
         called=next(iter(tasks)) if len(tasks) == 1 else f"{called} ({len(tasks)} tasks)",
         tasks=tasks,
         items=items,
-        asked=_asked(tasks, docs),
+        asked=_asked(docs),
         metrics=metrics,
         left_out=left_out,
-        chance=_chance(tasks, docs),
+        chance=_chance(docs),
         prompt=_first_prompt(suite, tasks, partial(lm_eval_tasks.chat, tokenizer)),
         key=digest(
             {
@@ -226,61 +252,80 @@ def named(task: Any, metric: str) -> list[str]:
     return [metric] if len(filters) == 1 else [f"{metric},{name}" for name in filters]
 
 
-def _chance(tasks: Mapping[str, Any], docs: Mapping[str, Sequence[tuple[int, Any]]]) -> float | None:
+@contextlib.contextmanager
+def _code_of_others(place: str, expected: str = "") -> Iterator[None]:
+    """Around what a task itself computes: YAML, Jinja and Python of others, in which anything may go wrong.
+
+    Raises:
+        UserError: the place, the error, and what was expected.
+    """
+    try:
+        yield
+    except Exception as error:
+        wanted = f"; expected {expected}" if expected else ""
+        raise UserError(f"{place}: {type(error).__name__}: {error}{wanted}") from error
+
+
+def _documents(place: str, task: Any, limit: int | None) -> list[Document]:
+    """The documents of a task, with all that its code says of each."""
+    with _code_of_others(f"{place} gives no documents"):
+        docs = list(task.doc_iterator(limit=limit))
+    found = []
+    for number, doc in docs:
+        here = f"{place}, document {number} (the first is 0)"
+        with _code_of_others(here, "what it asks; correct doc_to_text or the document"):
+            text = task.doc_to_text(doc)
+        with _code_of_others(here, "a right answer; correct doc_to_target or the document"):
+            target = task.doc_to_target(doc)
+        choices = None
+        if task.OUTPUT_TYPE == "multiple_choice":
+            with _code_of_others(here, "a list of choices; correct doc_to_choice or the document"):
+                choices = list(task.doc_to_choice(doc))
+            if not choices:
+                raise UserError(f"{here}: no choices; expected at least one; correct doc_to_choice or the document")
+        found.append(Document(number, doc, text, target, choices))
+    return found
+
+
+def _chance(docs: Mapping[str, Sequence[Document]]) -> float | None:
     """Expected accuracy of guessing, where every task is multiple choice."""
-    if any(task.OUTPUT_TYPE != "multiple_choice" for task in tasks.values()):
-        return None
-    shares = [1 / len(task.doc_to_choice(doc)) for name, task in tasks.items() for _, doc in docs[name]]
-    return math.fsum(shares) / len(shares) if shares else None
+    counts = [None if one.choices is None else len(one.choices) for mine in docs.values() for one in mine]
+    shares = [1 / count for count in counts if count is not None]
+    return math.fsum(shares) / len(shares) if shares and len(shares) == len(counts) else None
 
 
-def _item(name: str, number: int, task: Any, doc: Any, several: bool) -> Example | Task:
-    """What a document asks and, where it tells, what is right; with its short values as facts."""
-    facts = {
-        key: value for key, value in doc.items() if isinstance(value, str | int | float) and len(str(value)) <= FACT
+def _item(name: str, document: Document, several: bool) -> Example | Task:
+    """What a document asks and, where it tells, what is right; with its short values, if it has names, as facts."""
+    values = document.doc if isinstance(document.doc, Mapping) else {}
+    facts: dict[str, Any] = {
+        str(key): value
+        for key, value in values.items()
+        if isinstance(value, str | int | float) and len(str(value)) <= FACT
     }
     facts |= {"task": name, **({"category": name} if several else {})}
-    messages: tuple[Message, ...] = ({"role": "user", "content": _question(task, doc)},)
-    right = _right(task, doc)
-    if not right or right == messages[0]["content"]:
-        return Example(f"{name}/{number}", f"{name}/{number}", messages, meta=facts)
-    return Task(f"{name}/{number}", f"{name}/{number}", messages, right, meta=facts)
+    row, question, right = f"{name}/{document.number}", document.question, document.right
+    messages: tuple[Message, ...] = ({"role": "user", "content": question},)
+    if not right or right == question:
+        return Example(row, row, messages, meta=facts)
+    return Task(row, row, messages, right, meta=facts)
 
 
-def _question(task: Any, doc: Any) -> str:
-    """What a document asks; where it asks nothing (likelihood of a text) that text, else its longest."""
-    for found in (task.doc_to_text(doc), task.doc_to_target(doc) if task.OUTPUT_TYPE != "multiple_choice" else None):
-        if isinstance(found, str) and found.strip():
-            return found
-    return max(_texts(doc), key=len, default=_text(doc))
-
-
-def _right(task: Any, doc: Any) -> str:
-    """The right answer as a text, empty where it is none: of several the first."""
-    target = task.doc_to_target(doc)
-    target = target[0] if isinstance(target, list) and target else target
-    if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
-        choices = task.doc_to_choice(doc)
-        target = choices[target] if 0 <= target < len(choices) else ""
-    return target.strip() if isinstance(target, str) else str(target) if isinstance(target, int | float) else ""
-
-
-def _asked(tasks: Mapping[str, Any], docs: Mapping[str, Sequence[tuple[int, Any]]]) -> tuple[Example, ...]:
+def _asked(docs: Mapping[str, Sequence[Document]]) -> tuple[Example, ...]:
     """The prompt of each document, and texts of the document that stand in it, without what a task puts around them.
 
     A text that all documents of a task share (an instruction, say) asks nothing.
     """
     found = []
-    for name, task in tasks.items():
-        prompts = [_question(task, doc) for _, doc in docs[name]]
+    for name, documents in docs.items():
+        prompts = [document.question for document in documents]
         texts = [
-            dict.fromkeys((prompt, *(text for text in _texts(doc) if text in prompt)))
-            for prompt, (_, doc) in zip(prompts, docs[name], strict=True)
+            dict.fromkeys((prompt, *(text for text in _texts(document.doc) if text in prompt)))
+            for prompt, document in zip(prompts, documents, strict=True)
         ]
         count = Counter(text for mine in texts for text in mine)
         common = {text for text, n in count.items() if n == len(texts) > 1}.difference(prompts)
-        for (number, _), mine in zip(docs[name], texts, strict=True):
-            row = f"{name}/{number}"
+        for document, mine in zip(documents, texts, strict=True):
+            row = f"{name}/{document.number}"
             found += [Example(row, row, ({"role": "user", "content": t},)) for t in mine if t not in common]
     return tuple(found)
 
@@ -301,20 +346,15 @@ def _first_prompt(suite: SuiteConfig, tasks: Mapping[str, Any], chat: Any) -> st
 
     prompts = []
     for name, task in tasks.items():
-        try:
-            with quiet():
-                task.build_all_requests(
-                    limit=1,
-                    rank=0,
-                    world_size=1,
-                    apply_chat_template=suite.chat_template,
-                    fewshot_as_multiturn=suite.chat_template,
-                    chat_template=chat if suite.chat_template else None,
-                )
-        except Exception as error:  # code of others
-            raise UserError(
-                f"suite {suite.name}: task {name} gives no prompt: {type(error).__name__}: {error}"
-            ) from error
+        with _code_of_others(f"suite {suite.name}: task {name} gives no prompt"), quiet():
+            task.build_all_requests(
+                limit=1,
+                rank=0,
+                world_size=1,
+                apply_chat_template=suite.chat_template,
+                fewshot_as_multiturn=suite.chat_template,
+                chat_template=chat if suite.chat_template else None,
+            )
         prompts.append(str(task.instances[0].args[0]))
     return prompts[0]
 
@@ -326,21 +366,45 @@ def _config(task: Any) -> dict[str, Any]:
     return {**config, "metadata": about}
 
 
-def _examples(task: Any) -> str | None:
+def _examples(place: str, task: Any) -> str | None:
     """Digest of the documents that examples in the prompt are taken from; None without any."""
-    return digest(_text(list(task.fewshot_docs()))) if task.get_config("num_fewshot") else None
+    if not task.get_config("num_fewshot"):
+        return None
+    with _code_of_others(f"{place} gives no examples for the prompt"):
+        docs = list(task.fewshot_docs())
+    return digest(_text(docs))
 
 
 def _text(value: Any) -> str:
     """Canonical JSON of what the harness holds; of functions their file's text, of other things no addresses."""
-    written = json.dumps(value, sort_keys=True, ensure_ascii=False, default=_written)
-    return re.sub(r" at 0x[0-9a-f]+", "", written)
+    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
 
 
-def _written(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """What JSON can write, in which things that differ stay so: arrays in full, 1 as a name is not "1"."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_name(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Set):  # in an order that is the same in every process
+        return sorted(map(_text, value))
     if isinstance(value, partial):
-        return [_written(value.func), list(value.args), value.keywords]
-    return _source(value) if callable(value) else str(value)
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if callable(value):
+        return _source(value)
+    if hasattr(value, "tolist"):  # numpy and torch, whose str() leaves out the middle of what is long
+        return _plain(value.tolist())
+    return _without_address(value)
+
+
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else f"{type(key).__name__} {_without_address(key)}"
+
+
+def _without_address(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def _source(value: Any) -> list[str]:
