@@ -185,18 +185,45 @@ def test_labels_that_cannot_be_right_are_named():
             r"of new's completion of item 'i001' \(seed 1, sample 0\): it is there twice",
         ),
         (outcome("new", 7, 7.0, 1), r"7 is outside 0\.\.1; expected the units of 'correct'"),
-        (outcome("new", 1, 0.5, 9), r"item 'i001': the judge gave no grade to new's completion \(9, 0\)"),
     ]:
         with pytest.raises(UserError, match=told):
             corrected_contrasts([finding()], judged, [*labels, wrong], bounds)
-    alone = [o for o in labels if o.condition == "new"]
-    with pytest.raises(UserError, match=r"labels of suite 'exam' under 'correct' correct nothing.*\['new'\]"):
-        corrected_contrasts([finding()], judged, alone, bounds)
-    assert corrected_contrasts([finding()], judged, alone, bounds, must=False) == []
-    with pytest.raises(UserError, match="correct nothing"):
+    with pytest.raises(UserError, match="correct nothing: no comparison is on it"):
         corrected_contrasts([finding(minus_suite="other")], judged, labels, bounds)
+    with pytest.raises(UserError, match=r"'help' was not judged there; expected one of \['correct'\]"):
+        corrected_contrasts(
+            [finding()], judged, [replace(o, metric="help") for o in labels], {("exam", "help"): (0, 1)}
+        )
     scores = [[replace(o, metric="score", value=1 + 9 * (o.value or 0)) for o in rows] for rows in (judged, labels)]
     (one,) = corrected_contrasts([finding(metric="score")], *scores, {("exam", "score"): (1.0, 10.0)})
+    assert one.corrected is not None
     assert one.corrected.estimate == pytest.approx(
         9 * corrected_contrast(judged, labels, "new", "old", "exam").estimate
     )
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (lambda o: o.condition == "new", "0 items have labels in both conditions; at least 3"),
+        (lambda o: o.item in ("i000", "i001"), "2 items have labels in both conditions; at least 3"),
+    ],
+)
+def test_labels_that_cannot_correct_one_contrast_harm_no_other(kept, told):
+    judged, labels = drawn(20, 5, 0.0, 1)
+    few = [o for o in labels if kept(o)]
+    bounds = {("exam", "correct"): (0.0, 1.0)}
+    with pytest.raises(UserError, match=f"correct nothing: not corrected by people's labels: .*{told}"):
+        corrected_contrasts([finding()], judged, few, bounds)
+    (one,) = corrected_contrasts([finding()], judged, few, bounds, must=False)
+    assert (one.corrected, one.conclusion) == (None, None)
+    assert told in one.warnings[0]
+    assert one.judge == pytest.approx(corrected_contrasts([finding()], judged, labels, bounds)[0].judge)
+
+
+def test_a_label_of_what_the_judge_did_not_grade_is_told():
+    judged, labels = drawn(20, 5, 0.0, 1)
+    (one,) = corrected_contrasts(
+        [finding()], judged, [*labels, outcome("new", 1, 0.5, 9)], {("exam", "correct"): (0.0, 1.0)}, must=False
+    )
+    assert "item 'i001': the judge gave no grade to new's completion (9, 0)" in one.warnings[0]

@@ -185,13 +185,13 @@ def test_people_label_a_blind_sheet_that_corrects_the_judge(
     folder = launch(path, logs)
     sheet = tmp_path / "sheet.csv"
     assert write_sheet(folder.path, "talk", sheet, items=5) == 5 * 2 * 2  # items, turns, conditions
-    with sheet.open() as file:
+    with sheet.open(encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert "new" not in {value for row in rows for value in row.values()}
     texts = {label_of(row): row for row in pq.read_table(folder.path / "completions.parquet").to_pylist()}
     drawn = [texts[row["label"]] for row in rows]
-    assert [one["text"] for one in drawn] == [row["completion"] for row in rows]
+    assert [one["text"] for one in drawn] == [row["completion"].removeprefix("'") for row in rows]
     assert {one["condition"] for one in drawn} == {"new", "base"}
     math = {one["group"] for one in drawn if int(one["group"]) > 100}
     assert len({one["group"] for one in drawn} - math) == 4  # 5 of 7 items, each category in its proportion
@@ -207,8 +207,10 @@ def test_people_label_a_blind_sheet_that_corrects_the_judge(
     more = f'\n[[analysis.labels]]\nsuite = "talk"\nsource = "{sheet}"\n'
     labelled.write_text(labelled.read_text() + more)
     blank = launch(path, logs).path
-    with pytest.raises(UserError, match="no label of suite 'talk' is filled in"):
-        build(blank)
+    told = json.loads(build(blank).json.read_text())
+    assert told["people"] == []
+    assert "of suite talk are not used" in told["unused_labels"][0]
+    assert "no label of suite 'talk' is filled in" in (blank / "report" / "verdict.md").read_text()
     fill(sheet, rows, lambda row: str(min(10, 1 + 9 * texts[row["label"]]["grade"] + 2)))
     before, keys = (folder.path / "outcomes.parquet").read_bytes(), trained(folder)
     server.asked.clear()
@@ -236,9 +238,11 @@ def test_people_label_a_blind_sheet_that_corrects_the_judge(
         with pytest.raises(UserError, match=told):
             launch(path, logs)
     fill(sheet, [{**rows[0], "label": "0" * 16}, *rows[1:]], lambda _: "5")
-    stale = launch(path, logs)
-    with pytest.raises(UserError, match="1 of 20 labels, such as 0000000000000000, are of no completion"):
-        build(stale.path)
+    (note,) = json.loads(build(launch(path, logs).path).json.read_text())["unused_labels"]
+    assert "1 of 20 labels, such as 0000000000000000, are of no completion" in note
+    sheet.write_bytes("label,value\ncafé,1\n".encode("cp1252"))
+    with pytest.raises(UserError, match="is not UTF-8"):
+        launch(path, logs)
     outcomes = tmp_path / "labels.jsonl"
     places = [
         {"condition": one["condition"], "seed": one["seed"], "item": one["item"], "sample": one["sample"], "value": 5}
@@ -252,6 +256,7 @@ def test_people_label_a_blind_sheet_that_corrects_the_judge(
         ({"item": "811/1"}, r"no item '811/1' \(did you mean '81/1'"),
         ({"condition": "nwe"}, r"no condition 'nwe' \(did you mean 'new'"),
         ({"value": 0}, r"0 is outside 1\.\.10"),
+        ({"metric": "help"}, "labels of .*; what the judge gives there is .score."),
         ({**places[1]}, "it is there twice"),
     ]:
         write_lines(outcomes, [{**places[0], **changed}, *places[1:]])

@@ -179,7 +179,7 @@ def test_a_tokenizer_that_cannot_be_cut_is_refused(tokenizer: PreTrainedTokenize
     spaced = copy.deepcopy(tokenizer)
     backend = spaced.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("x")])
-    with pytest.raises(UserError, match="row 0: a token reaches from the prompt into the assistant's turn '- a"):
+    with pytest.raises(UserError, match="a token reaches from the prompt into the assistant's turn '- a"):
         render((CONVERSATION[0], {"role": "assistant", "content": "- a"}), spaced, 200)
 
 

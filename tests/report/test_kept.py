@@ -236,6 +236,14 @@ def test_a_judge_whose_proof_is_not_recorded_says_so(report: Report) -> None:
     assert len(draw(bare)) == len(draw(report)) - 1
 
 
+@pytest.mark.parametrize("change", [{"outcomes": None}, {}])
+def test_a_judge_of_practice_alone_has_no_totals(report: Report, tmp_path: Path, change: dict[str, Any]) -> None:
+    entry = {key: value for key, value in judge_entry().items() if key != "outcomes"} | change
+    assert not {name for name, _ in judges.facts(entry)} & {*judges.TOTALS.values(), *judges.SHARES.values()}
+    bare = replace(report, manifest={**report.manifest, "judges": [entry]})
+    assert "judge-1" in write(bare, tmp_path).html.read_text()
+
+
 def test_a_control_chart_marks_what_drifted(report: Report) -> None:
     (chart,) = judges.control_charts(report)
     assert "6 sessions, 1 of them drifted" in chart.caption

@@ -37,14 +37,15 @@ class People:
     baseline: str
     suite: str
     metric: str
-    corrected: Corrected
+    corrected: Corrected | None
+    """None where labels cannot correct it; `warnings` says why."""
     judge: float
     """The difference by the judge's grades alone, over the same items."""
     judge_ci: tuple[float, float]
     """Its interval over items (Student's t)."""
     level: float
     """Of all intervals here."""
-    conclusion: str
+    conclusion: str | None
     """What a verdict on `corrected` would be; the contrast's own verdict rests on seeds."""
     judge_conclusion: str
     kappa: Agreement | None
@@ -65,37 +66,42 @@ def corrected_contrasts(
     level: float = 0.95,
     must: bool = True,
 ) -> list[People]:
-    """What the labels make of each finding on their suites and metrics; of no item labelled in both conditions nothing.
+    """What the labels make of each finding on their suites and metrics.
 
     Args:
         findings: of contrasts on judged suites. A difference in differences is not corrected.
         judged, labels: outcomes; those of other suites and metrics are of no effect.
         bounds: (suite, metric) -> least and greatest value.
         level: of the intervals.
-        must: refuse labels of a suite that correct no finding.
+        must: refuse labels of a suite that correct no finding; else each finding has a warning that says why not.
 
     Raises:
-        UserError: what `check_labels` and `corrected_contrast` raise, or labels correct nothing.
+        UserError: labels of a metric that was not judged, what `check_labels` raises, or labels correct nothing.
     """
     found = []
     for suite, metric in sorted({(one.suite, one.metric) for one in labels}):
         mine = [one for one in labels if (one.suite, one.metric) == (suite, metric)]
         seen = [one for one in judged if (one.suite, one.metric) == (suite, metric)]
+        if not seen:
+            there = sorted({one.metric for one in judged if one.suite == suite})
+            raise UserError(f"labels of suite {suite!r}: {metric!r} was not judged there; expected one of {there}")
         conditions, items = ({getattr(one, name) for one in seen} for name in ("condition", "item"))
+        graded = {one.condition for one in seen if one.value is not None}
         check_labels(mine, conditions, items, bounds[suite, metric])
-        of = {name: {one.item for one in mine if one.condition == name} for name in conditions}
-        members = [
-            finding
-            for finding in findings
-            if (finding.suite, finding.metric, finding.minus_suite) == (suite, metric, None)
-            and of.get(finding.candidate, set()) & of.get(finding.baseline, set())
+        on_it = [
+            one
+            for one in findings
+            if (one.suite, one.metric, one.minus_suite) == (suite, metric, None)
+            and {one.candidate, one.baseline} <= graded
         ]
-        if must and not members:
+        members = [_people(finding, seen, mine, bounds[suite, metric], level) for finding in on_it]
+        if must and not any(one.corrected for one in members):
+            why = members[0].warnings[0] if members else "no comparison is on it"
+            labelled = sorted({one.condition for one in mine})
             raise UserError(
-                f"labels of suite {suite!r} under {metric!r} correct nothing: no contrast is on it whose two "
-                f"conditions have labels of the same item; labelled are {sorted(name for name in of if of[name])}"
+                f"labels of suite {suite!r} under {metric!r} correct nothing: {why}; labelled are {labelled}"
             )
-        found += [_people(finding, seen, mine, bounds[suite, metric], level) for finding in members]
+        found += members
     place = {finding.contrast: k for k, finding in enumerate(findings)}
     return sorted(found, key=lambda one: place[one.contrast])
 
@@ -171,21 +177,27 @@ def corrected_contrast(
 def _people(
     finding: Finding, judged: Sequence[Outcome], labels: Sequence[Outcome], bounds: tuple[float, float], level: float
 ) -> People:
-    """One finding beside its correction."""
+    """One finding beside its correction; labels that cannot correct it, such as too few, are told and harm no other."""
     a, b = finding.candidate, finding.baseline
-    corrected = corrected_contrast(judged, labels, a, b, finding.suite, finding.metric, level, bounds)
+    corrected, told = None, list[str]()
+    try:
+        corrected = corrected_contrast(judged, labels, a, b, finding.suite, finding.metric, level, bounds)
+    except UserError as error:
+        told.append(f"not corrected by people's labels: {error}")
     everything = _unit_means(_by_item(judged, (a, b)), _units(judged), a, b)
     alone_I = np.array([everything[unit] for unit in sorted(everything)])
     half = float(special.stdtrit(len(alone_I) - 1, (1 + level) / 2) * alone_I.std(ddof=1) / np.sqrt(len(alone_I)))
     judge = float(alone_I.mean())
     judge_ci = (judge - half, judge + half)
-    verdicts = [_conclusion(ci, finding) for ci in (corrected.ci, judge_ci)]
+    alone = _conclusion(judge_ci, finding)
+    people = None if corrected is None else _conclusion(corrected.ci, finding)
+    if corrected is not None and people is not None:
+        told += _warnings(finding, corrected, judge, judge_ci, people, alone)
     kappas, n = _agreement(judged, labels, (a, b), bounds, level)
     return People(
         contrast=finding.contrast, candidate=a, baseline=b, suite=finding.suite, metric=finding.metric,
-        corrected=corrected, judge=judge, judge_ci=judge_ci, level=level, conclusion=verdicts[0],
-        judge_conclusion=verdicts[1], kappa=kappas[0], weighted_kappa=kappas[1], n_completions=n,
-        warnings=tuple(_warnings(finding, corrected, judge, judge_ci, *verdicts)),
+        corrected=corrected, judge=judge, judge_ci=judge_ci, level=level, conclusion=people,
+        judge_conclusion=alone, kappa=kappas[0], weighted_kappa=kappas[1], n_completions=n, warnings=tuple(told),
     )  # fmt: skip
 
 

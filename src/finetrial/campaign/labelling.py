@@ -9,7 +9,7 @@ Nothing here imports torch.
 import csv
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ LABELS = "labels"
 
 _Run = tuple[str, int | None, int]
 """Condition, seed and sample."""
+
+LONGEST_CELL = 2**27
+"""Characters; the limit of the csv module is made for other files."""
 
 COLUMNS = ("label", "prompt", "reference", "completion", "value")
 
@@ -84,20 +87,25 @@ def write_sheet(
                 drawn += places[int(rng.integers(len(places)))]
     talk = read_json(folder / "manifest.json")["suites"][suite].get("kind") == "conversation"
     history = _histories(_completions(folder, suite), asked) if talk else {}
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8-sig", newline="") as file:  # with the mark by which spreadsheets know UTF-8
         sheet = csv.writer(file)
         sheet.writerow(COLUMNS)
         for k in rng.permutation(len(drawn)):
             row = drawn[int(k)]
             item = asked[row["item"]]
             prompt = history.get(_place(row), "") + item["prompt"]
-            sheet.writerow([label_of(row), prompt, item["reference"] or "", row["text"], ""])
+            sheet.writerow([label_of(row), *map(_as_text, (prompt, item["reference"] or "", row["text"])), ""])
     return len(drawn)
+
+
+def _as_text(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t") else text
 
 
 def label_of(row: Mapping[str, Any]) -> str:
     """Identity of a completion and of what it says; a row of `completions.parquet`."""
-    return digest([*_place(row), row["suite"], row["text"]])[:16]
+    return f"c{digest([*_place(row), row['suite'], row['text']])[:16]}"  # a spreadsheet takes bare hex for a number
 
 
 def read_labels(path: Path, folder: Path | None, suite: str | None = None, metric: str | None = None) -> list[Outcome]:
@@ -138,8 +146,7 @@ def is_sheet(path: Path) -> bool:
     """Whether a file is a sheet of `write_sheet`."""
     if path.suffix != ".csv":
         return False
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return {"label", "value"} <= set(next(csv.reader(file), []))
+    return {"label", "value"} <= set(next(_rows(path), []))
 
 
 def collect(spec: Spec, tasks: Tasks, folder: Path) -> list[dict[str, Any]]:
@@ -167,6 +174,8 @@ def collect(spec: Spec, tasks: Tasks, folder: Path) -> list[dict[str, Any]]:
                 n = len(values)
             else:
                 labels = read_labels(path, None, table.suite, metric)
+                if strange := sorted(map(str, {one.metric for one in labels} - {metric}), reverse=True):
+                    raise UserError(f"{path}: labels of {strange[0]!r}; what the judge gives there is {metric!r}")
                 items = {task.id for task in exam.graded}
                 check_labels(labels, {BASE, *(one.name for one in spec.conditions)}, items, bounds)
                 n = len(labels)
@@ -255,16 +264,34 @@ def _histories(
 def _filled(path: Path) -> dict[str, float | None]:
     """Label -> value of a sheet; None where it is not filled in."""
     found: dict[str, float | None] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for k, row in enumerate(csv.DictReader(file), 2):
-            name, written = row["label"], (row["value"] or "").strip()
-            if name in found:
-                raise UserError(f"{path}, row {k}: label {name} is there twice; expected one row of a completion")
-            try:
-                found[name] = float(written) if written else None
-            except ValueError:
-                raise UserError(f"{path}, row {k}: value is {written!r}, expected a number (or nothing)") from None
+    rows = _rows(path)
+    head = next(rows, [])
+    for k, cells in enumerate(rows, 2):
+        row = dict(zip(head, cells, strict=False))
+        name, written = row.get("label", ""), row.get("value", "").strip()
+        if name in found:
+            raise UserError(f"{path}, row {k}: label {name} is there twice; expected one row of a completion")
+        try:
+            found[name] = float(written) if written else None
+        except ValueError:
+            raise UserError(f"{path}, row {k}: value is {written!r}, expected a number (or nothing)") from None
     return found
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV file that are not empty, whatever the length of their cells.
+
+    Raises:
+        UserError: it is no CSV in UTF-8.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from filter(None, csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error}); save the sheet as 'CSV UTF-8'") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: is no CSV: {error}") from error
 
 
 def _resolved(path: Path, folder: Path, metric: str | None) -> list[Outcome]:

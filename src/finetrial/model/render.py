@@ -73,8 +73,8 @@ def render_batch(
 ) -> RenderedBatch:
     """Render conversations with the tokenizer's chat template; supervised are all assistant turns.
 
-    A row is refused, with the reason, when it has no messages, no assistant turn, or loses every supervised token to
-    the cut at `max_length` tokens.
+    A row is refused, with the reason, when it has no messages, no assistant turn, loses every supervised token to the
+    cut at `max_length` tokens, or an answer cannot begin with a token of its own.
 
     Raises:
         UserError: the tokenizer has no template or no offsets, or the template fails on a row or rewrites earlier
@@ -102,8 +102,14 @@ def render_batch(
         ):
             ids_T, offsets_T2 = np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2)
             cuts = [start for start, _ in found if ((offsets_T2[:, 0] < start) & (start < offsets_T2[:, 1])).any()]
-            if cuts:
-                ids_T, offsets_T2 = _cut(text, ids_T, cuts, tokenizer, f"row {i}")
+            pieces = _cut(text, ids_T, cuts, tokenizer) if cuts else (ids_T, offsets_T2)
+            if pieces is None:
+                refused[i] = (
+                    f"a token reaches from the prompt into the assistant's turn {text[cuts[0] :][:40]!r}, and the "
+                    "tokenizer writes the two apart with other characters"
+                )
+                continue
+            ids_T, offsets_T2 = pieces
             row = _row(ids_T, offsets_T2, found, tokenizer, max_length)
             if row.mask_T.any():
                 rendered[i] = row
@@ -272,15 +278,13 @@ def _with_end_of_turn(text: str, span: Span, specials: Sequence[str], place: str
 
 
 def _cut(
-    text: str, ids_T: np.ndarray, cuts: Sequence[int], tokenizer: PreTrainedTokenizerBase, place: str
-) -> tuple[np.ndarray, np.ndarray]:
+    text: str, ids_T: np.ndarray, cuts: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Ids and offsets of a text whose tokens do not reach over the characters `cuts`.
 
     A tokenizer may join the end of the prompt and the beginning of an answer to one token ("\\n-"), which a model that
-    answers the prompt can never write and which no mask can halve; such a row is encoded in pieces.
-
-    Raises:
-        UserError: the pieces say something else than the whole (a tokenizer that begins each with a space, say).
+    answers the prompt can never write and which no mask can halve; such a row is encoded in pieces. None where the
+    pieces say something else than the whole (of a tokenizer that begins each with a space, say).
     """
     edges = [0, *cuts, len(text)]
     pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
@@ -293,13 +297,7 @@ def _cut(
         ]
     )
     said, meant = (tokenizer.decode(one.tolist(), clean_up_tokenization_spaces=False) for one in (cut_T, ids_T))
-    if said != meant:
-        raise UserError(
-            f"{place}: a token reaches from the prompt into the assistant's turn {text[cuts[0] :][:40]!r}, and "
-            "the tokenizer writes the two apart with other characters; expected an answer that begins with a token of "
-            "its own"
-        )
-    return cut_T, offsets_T2
+    return (cut_T, offsets_T2) if said == meant else None
 
 
 def _row(

@@ -81,8 +81,9 @@ def gather(folder: Path) -> Report:
     cells, snapshots = apart(measured, manifest.get("suites", {}))
     report = Report(manifest, findings, cells, runs, unjudged, snapshots, samples, sets)
     kept = forgetting.gather(table, manifest, report.conditions, report.suites, forgetting.read_asked(folder))
-    corrected = people.gather(folder, manifest, findings)
-    return replace(report, figures=figures(table, report.suites, kept.level), forgetting=kept, people=corrected)
+    corrected, unused = people.gather(folder, manifest, findings)
+    drawn = figures(table, report.suites, kept.level)
+    return replace(report, figures=drawn, forgetting=kept, people=corrected, unused_labels=unused)
 
 
 def write(report: Report, target: Path) -> ReportPaths:

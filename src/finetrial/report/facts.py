@@ -111,6 +111,8 @@ class Report:
     forgetting: Forgetting | None = None
     """Every condition against the base; None where nothing was evaluated."""
     people: tuple[People, ...] = ()
+    unused_labels: tuple[str, ...] = ()
+    """Why people's labels of a suite could not be used."""
     """Judged contrasts corrected by people's labels."""
 
     def section(self, *path: str) -> Any:
@@ -333,6 +335,7 @@ def twin(report: Report) -> dict[str, Any]:
         "verdicts_exploratory": _counted(finding for finding in report.findings if is_exploratory(finding)),
         "contrasts": [asdict(finding) | {"exploratory": is_exploratory(finding)} for finding in report.findings],
         "people": [asdict(one) for one in report.people],
+        "unused_labels": list(report.unused_labels),
         "unjudged": list(report.unjudged),
         "looks": None if not report.section("looks") else report.section("looks") | {"next": report.next_look},
         "conditions": [_cell_record(report, cell) for cell in report.cells],

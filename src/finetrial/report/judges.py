@@ -55,7 +55,11 @@ def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     if scale := entry.get("scale"):
         rows.append(("scale", f"{number(scale[0])} to {number(scale[1])}, as a share of it in every figure"))
     totals = entry.get("outcomes") or {}
-    rows += [(words, number(totals[key])) for key, words in TOTALS.items() if totals.get(key) or key == "missing"]
+    rows += [
+        (words, number(totals[key]))
+        for key, words in TOTALS.items()
+        if totals.get(key) or (totals and key == "missing")
+    ]
     rows += [(words, _percent(totals[key])) for key, words in SHARES.items() if totals.get(key) is not None]
     return [*rows, ("prompt", str(entry.get("prompt") or "not recorded")[:10])]
 

@@ -22,7 +22,12 @@ def render(report: Report) -> str:
     lines += [f"Hypothesis: {_text(hypothesis)}", ""] if hypothesis else []
     for check in report.failed_checks:
         lines += [f"**Integrity check failed: {_text(check['check'])}.** {_text(check['detail'])}", ""]
-    notes = [*status_notes(report), *people.warnings(report.people), *warnings(report), *terms.warnings(report)]
+    notes = [
+        *status_notes(report),
+        *people.warnings(report.people, report.unused_labels),
+        *warnings(report),
+        *terms.warnings(report),
+    ]
     for note in notes:
         lines += [f"**Note.** {_text(note)}", ""]
     lines += [" ".join(summary(report)), ""]

@@ -56,7 +56,7 @@ def render(report: Report, charts: Sequence[Chart]) -> str:
         how_to_read=sentences.HOW_TO_READ,
         notes=[
             *sentences.status_notes(report),
-            *people.warnings(report.people),
+            *people.warnings(report.people, report.unused_labels),
             *sentences.doubts(warnings),
             *terms.doubts(report),
         ],

@@ -8,29 +8,31 @@ from finetrial.analyze.contrast import Finding
 from finetrial.analyze.judged import People, corrected_contrasts
 from finetrial.analyze.readers.read import read_rows
 from finetrial.campaign.labelling import LABELS, bounds_of, read_labels
+from finetrial.errors import UserError
 from finetrial.judge.agreement import Agreement
 from finetrial.records import Outcome
 from finetrial.report.tables import Table
 from finetrial.report.theme import count, decimals_for, number
 
 
-def gather(folder: Path, manifest: Mapping[str, Any], findings: Sequence[Finding]) -> tuple[People, ...]:
-    """Of each finding on a suite with labels what they make of it.
+def gather(
+    folder: Path, manifest: Mapping[str, Any], findings: Sequence[Finding]
+) -> tuple[tuple[People, ...], tuple[str, ...]]:
+    """Of each finding on a suite with labels what they make of it; and which labels could not be used, and why.
 
-    Raises:
-        UserError: what `campaign.labelling.read_labels` and `analyze.judged.corrected_contrasts` raise.
+    Labels are no part of a verdict, so what is wrong with them is told in the report and does not stand in its way.
     """
-    tables = manifest.get("spec", {}).get("analysis", {}).get("labels", ())
-    labels: list[Outcome] = []
-    for table in tables:
+    found, notes = list[People](), list[str]()
+    for table in manifest.get("spec", {}).get("analysis", {}).get("labels", ()) if findings else ():
         path = folder / LABELS / f"{table['suite']}{Path(table['source']).suffix}"
         metric = manifest["suites"][table["suite"]].get("metrics", ["correct"])[0]
-        labels += read_labels(path, folder, table["suite"], metric)
-    if not labels or not findings:
-        return ()
-    level = 1 - manifest["spec"]["analysis"]["alpha"]
-    waits = bool(manifest.get("looks"))  # no look may have decided what has labels
-    return correct([folder], {}, manifest, findings, labels, level, must=not waits)
+        level = 1 - manifest["spec"]["analysis"]["alpha"]
+        try:
+            labels = read_labels(path, folder, table["suite"], metric)
+            found += correct([folder], {}, manifest, findings, labels, level, must=False)
+        except UserError as error:
+            notes.append(f"People's labels of suite {table['suite']} are not used: {error}.")
+    return tuple(found), tuple(notes)
 
 
 def correct(
@@ -80,9 +82,11 @@ def table(people: Sequence[People]) -> Table:
         [
             one.contrast,
             difference_words(one.judge, one.judge_ci),
-            difference_words(one.corrected.estimate, one.corrected.ci),
-            f"{count(one.corrected.n_labelled, 'item')}, {count(one.n_completions, 'completion')}",
-            number(one.corrected.weight, 2),
+            difference_words(one.corrected.estimate, one.corrected.ci) if one.corrected else "—",
+            f"{count(one.corrected.n_labelled, 'item')}, {count(one.n_completions, 'completion')}"
+            if one.corrected
+            else count(one.n_completions, "completion"),
+            number(one.corrected.weight, 2) if one.corrected else "—",
             kappa_words(one.kappa),
             kappa_words(one.weighted_kappa),
         ]
@@ -94,6 +98,8 @@ def sentences(people: Sequence[People]) -> list[str]:
     """The corrections in short, for `verdict.md`."""
     told = []
     for one in people:
+        if one.corrected is None:
+            continue  # its warning says why
         agreed = f"kappa {kappa_words(one.kappa)}" if one.kappa else "kappa undefined: all labels of one category"
         if one.weighted_kappa:
             agreed += f", weighted {kappa_words(one.weighted_kappa)}"
@@ -106,6 +112,6 @@ def sentences(people: Sequence[People]) -> list[str]:
     return told
 
 
-def warnings(people: Sequence[People]) -> list[str]:
-    """Where judge and people come to something else."""
-    return [f"{one.contrast}: {warning}." for one in people for warning in one.warnings]
+def warnings(people: Sequence[People], notes: Sequence[str] = ()) -> list[str]:
+    """Where judge and people come to something else, and which labels could not be used."""
+    return [*notes, *(f"{one.contrast}: {warning}." for one in people for warning in one.warnings)]

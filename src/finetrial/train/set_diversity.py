@@ -19,9 +19,10 @@ mask, ∇ log p would be that of another distribution than the one they were dra
 the gradient of E[f] of any network.
 
 Sets without a gradient are of two kinds. A *saturated* one has nothing left to gain: its diversity is 1, whichever
-completion is left out. Where all are, the run goes on and is told of; the term acts again when completions resemble one
-another. A *flat* one has the same diversity below 1, whichever completion is left out: a measure of which all sets are
-so tells nothing apart, and its run is stopped.
+completion is left out. Where all are, and of quality 1, the run goes on and is told of; the term acts again when
+completions resemble one another. A *flat* one has the same diversity below 1, whichever completion is left out. A
+measure of which all sets are so tells nothing apart, nor does a quality that is the same below 1 everywhere beside
+saturated sets: such a run is stopped.
 
 Shapes: G completions of a set, T tokens of a completion.
 """
