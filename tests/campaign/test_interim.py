@@ -347,3 +347,15 @@ def test_looks_change_no_key(looked: Path, tmp_path: Path) -> None:
     plain.write_text(looked.read_text().replace("[looks]\nseeds = [3, 4]\n", "").replace('"tiny"', '"plain"'))
     _, without, _ = make_plan(load_spec(plain), options, lambda _: None)
     assert [run.key for run in decided.runs] == [run.key for run in without.runs]
+
+
+def test_labels_of_people_may_come_after_a_look() -> None:
+    one: dict[str, Any] = {
+        "campaign": "c", "runs": [{"train_key": "k"}], "suites": {}, "seeds": [1, 2, 3],
+        "spec": {"looks": {}, "contrasts": [], "analysis": {"alpha": 0.05, "labels": []}},
+        "looks": {"taken": [{"n_seeds": 3}]},
+    }  # fmt: skip
+    labelled = {**one, "spec": {**one["spec"], "analysis": {"alpha": 0.05, "labels": [{"suite": "s", "source": "f"}]}}}
+    assert interim.carried(one, labelled) == one["looks"]["taken"]
+    with pytest.raises(UserError, match="changing analysis afterwards"):
+        interim.carried(one, {**one, "spec": {**one["spec"], "analysis": {"alpha": 0.01, "labels": []}}})
