@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -198,7 +199,8 @@ def test_a_dead_server_is_not_asked_forever(server: JudgeServer, tmp_path: Path)
     server.fault = lambda _: ("status", 500)
     with open_grader(config(server, retries=0, concurrency=2), "exact", tmp_path) as judge:
         found = judge.grade(tasks(40), ["=0"] * 40)
-    assert "failed 6 times in a row; no more was asked" in found[-1].reason
+    # Six failures end the asking; the other thread's request may be on its way by then, and fail as the seventh.
+    assert re.search(r"failed [67] times in a row; no more was asked", found[-1].reason)
     assert len(server.asked) <= 8
 
 
