@@ -14,6 +14,7 @@ from kept_campaign_folder import CONDITIONS, SUITES, judge_entry, write_kept_cam
 
 from finetrial.analyze.changes import Mean
 from finetrial.analyze.table import OutcomeTable
+from finetrial.analyze.tradeoffs import Position
 from finetrial.report import forgetting_charts, forgetting_tables, judges, markdown
 from finetrial.report.build import ReportPaths, build, draw, gather, write
 from finetrial.report.facts import Report
@@ -234,6 +235,18 @@ def test_a_judge_whose_proof_is_not_recorded_says_so(report: Report) -> None:
     assert judges.control_charts(bare) == []
     assert "nothing is recorded" in judges.sentences(bare)[0]
     assert len(draw(bare)) == len(draw(report)) - 1
+
+
+def test_a_tradeoff_in_which_nobody_scored_anything_is_drawn(report: Report, found: Forgetting) -> None:
+    def still(position: Position) -> Position:
+        change = replace(position.x.change, estimate=0.0, ci=(0.0, 0.0))
+        return replace(
+            position, x=replace(position.x, change=change, seeds=tuple((seed, 0.0) for seed, _ in position.x.seeds))
+        )
+
+    traded = replace(found.traded[0], positions=tuple(map(still, found.traded[0].positions)))
+    names = [chart.name for chart in draw(replace(report, forgetting=replace(found, traded=(traded,))))]
+    assert "tradeoff-0" in names
 
 
 @pytest.mark.parametrize("change", [{"outcomes": None}, {}])

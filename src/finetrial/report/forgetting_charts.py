@@ -254,7 +254,8 @@ def _span(points: Sequence[Point], k: int) -> tuple[float, float]:
     width = max(found) - min(found) or 1.0
     low = max(min(found + wide), min(found) - width / 2)
     high = min(max(found + wide), max(found) + width / 2)
-    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+    margin = 0.06 * (high - low) or width / 2  # where nobody scored anything, all stand on the 0
+    return low - margin, high + margin
 
 
 def _staircase(
