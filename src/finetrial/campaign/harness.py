@@ -4,12 +4,9 @@ The harness is an extra, so it is imported where a campaign has such a suite and
 """
 
 import contextlib
-import inspect
-import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetrial.analyze.contrast import Contrast
 from finetrial.analyze.metrics import known
+from finetrial.campaign.foreign import source_of, text_of
 from finetrial.campaign.items import check_category
 from finetrial.campaign.plan import Suite
 from finetrial.campaign.settings import SuiteConfig
@@ -86,7 +84,7 @@ class Document:
         for found in (self.text, self.target if self.choices is None else None):
             if isinstance(found, str) and found.strip():
                 return found
-        return max(_texts(self.doc), key=len, default=_text(self.doc))
+        return max(_texts(self.doc), key=len, default=text_of(self.doc))
 
     @property
     def right(self) -> str:
@@ -142,8 +140,8 @@ def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) ->
     written = {
         name: {
             "config": {key: value for key, value in _config(task).items() if key not in WHERE},
-            "code": None if type(task).__module__.startswith("lm_eval.api") else _source(type(task)),
-            "docs": [[document.number, digest(_text(document.doc))] for document in docs[name]],
+            "code": None if type(task).__module__.startswith("lm_eval.api") else source_of(type(task)),
+            "docs": [[document.number, digest(text_of(document.doc))] for document in docs[name]],
             "examples": _examples(f"{place}: task {name}", task),
         }
         for name, task in tasks.items()
@@ -162,7 +160,7 @@ def load(suite: SuiteConfig, tokenizer: PreTrainedTokenizerBase, config: Any) ->
         key=digest(
             {
                 "version": version("lm_eval"),
-                "tasks": _text(written),
+                "tasks": text_of(written),
                 "chat_template": suite.chat_template,
                 "fewshot_seed": lm_eval_tasks.FEWSHOT_SEED,
             }
@@ -372,46 +370,4 @@ def _examples(place: str, task: Any) -> str | None:
         return None
     with _code_of_others(f"{place} gives no examples for the prompt"):
         docs = list(task.fewshot_docs())
-    return digest(_text(docs))
-
-
-def _text(value: Any) -> str:
-    """Canonical JSON of what the harness holds; of functions their file's text, of other things no addresses."""
-    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can write, in which things that differ stay so: arrays in full, 1 as a name is not "1"."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {_name(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, Set):  # in an order that is the same in every process
-        return sorted(map(_text, value))
-    if isinstance(value, partial):
-        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
-    if callable(value):
-        return _source(value)
-    if hasattr(value, "tolist"):  # numpy and torch, whose str() leaves out the middle of what is long
-        return _plain(value.tolist())
-    return _without_address(value)
-
-
-def _name(key: Any) -> str:
-    return key if isinstance(key, str) else f"{type(key).__name__} {_without_address(key)}"
-
-
-def _without_address(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
-
-
-def _source(value: Any) -> list[str]:
-    """The name of a function or class, and the text of the file that defines it and its helpers."""
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(value))
-    except TypeError:
-        file = None
-    return [name, Path(file).read_text(encoding="utf-8") if file else ""]
+    return digest(text_of(docs))
