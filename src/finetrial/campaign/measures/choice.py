@@ -21,14 +21,7 @@ STAGE = "choice"
 
 def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None:
     """Weigh the options under the models that lack the suite and store an artefact for each."""
-    fill(
-        launch,
-        suite,
-        STAGE,
-        examinees,
-        lambda one: suite_key(launch, STAGE, suite, one),
-        lambda sweep: _weighed(launch, suite, sweep),
-    )
+    fill(launch, suite, STAGE, examinees, lambda sweep: _weighed(launch, suite, sweep))
 
 
 def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:

@@ -88,12 +88,12 @@ def fill(
     suite: Suite,
     stage: str,
     examinees: Sequence[Examinee],
-    key: Callable[[Examinee], str],
     measure: Callable[[Sequence[Examinee]], Sequence[pa.Table]],
+    science: Mapping[str, Any] | None = None,
 ) -> None:
     """Measure the models that lack this artefact, a sweep at a time, and store a table for each."""
     store = launch.folder.store
-    keys = {one.name: key(one) for one in examinees}
+    keys = {one.name: suite_key(launch, stage, suite, one, science) for one in examinees}
     lacking: dict[str, Examinee] = {}
     for one in examinees:
         if store.has(stage, keys[one.name]):

@@ -30,14 +30,7 @@ def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None
     Raises:
         UserError: a metric on which there is a contrast has no value of any item.
     """
-    fill(
-        launch,
-        suite,
-        STAGE,
-        examinees,
-        lambda one: suite_key(launch, STAGE, suite, one),
-        lambda sweep: _evaluated(launch, suite, sweep),
-    )
+    fill(launch, suite, STAGE, examinees, lambda sweep: _evaluated(launch, suite, sweep))
     measured = {
         metric
         for one in examinees

@@ -21,14 +21,7 @@ STAGE = "evaluate"
 
 def measure(launch: Launch, suite: Suite, examinees: Sequence[Examinee]) -> None:
     """Measure the models that lack the suite and store an artefact for each."""
-    fill(
-        launch,
-        suite,
-        STAGE,
-        examinees,
-        lambda one: suite_key(launch, STAGE, suite, one, {"metric": suite.kind}),
-        lambda sweep: _likelihoods(launch, suite, sweep),
-    )
+    fill(launch, suite, STAGE, examinees, lambda sweep: _likelihoods(launch, suite, sweep), {"metric": suite.kind})
 
 
 def outcomes(launch: Launch, suite: Suite, one: Examinee) -> list[Outcome]:
